@@ -1,0 +1,1 @@
+"""Configuration: `settings` is the table, `load` reads and checks a file."""
