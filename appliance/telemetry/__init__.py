@@ -1,0 +1,1 @@
+"""What the box says of itself: the log, notifications to systemd, alarms by mail and webhook."""
