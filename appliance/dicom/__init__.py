@@ -1,0 +1,1 @@
+"""DICOM, pure and sans-IO: bytes in, values out."""
