@@ -17,7 +17,8 @@ from appliance.errors import DcmgateError, HeadError
 from appliance.model import Custody, Source
 
 SOURCE = Source(listener="scanners", calling="CT1", called="DCMGATE",
-                raw_calling=b"CT1             ", raw_called=b"DCMGATE         ", address="192.0.2.7", port=11112, peer="ct-1", certificate="ab" * 32, implementation="OFFIS_DCMTK_367")
+                raw_calling=b"CT1             ", raw_called=b"DCMGATE         ", address="192.0.2.7",
+                port=11112, peer="ct-1", certificate="ab" * 32, implementation="OFFIS_DCMTK_367")
 CUSTODY = Custody(number=0x1234, boot=3, since_boot=987654321, wall=1_800_000_000_000_000_000,
                   sop_class=b"1.2.840.10008.5.1.4.1.1.2",
                   sop_instance=b"1.2.826.0.1.3680043.2.1", transfer_syntax="1.2.840.10008.1.2.1", length=4711,
