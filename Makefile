@@ -1,0 +1,40 @@
+# What a fresh clone on plain Debian 12 or 13 can do. Every target sets itself up (.ci/setup): nothing is fetched twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench kills clean
+
+PYTHON := .venv/bin/python
+CORES := $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell echo $$(( $(CORES) > 4 ? 4 : $(CORES) )))
+ROUNDS ?= 200
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+run: ## a gateway with an embedded archive and a simulated scanner; ONCE=1 ends after the balance
+	@.ci/setup run
+	@exec $(PYTHON) -m appliance.demo $(if $(filter-out 0,$(ONCE)),--once)
+
+lint: ## style, types, layers
+	@.ci/setup dev
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: lint ## lint, then every test, with the real peers
+	@.ci/setup peers
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+
+kills: ## SIGKILL at random moments, ROUNDS=200 of them
+	@.ci/setup dev peers
+	DCMGATE_KILL_ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/system/test_kills.py --timeout 14400 $(PYTEST)
+
+bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for few rounds, ONLY=word for some cases
+	@.ci/setup dev peers
+	@$(PYTHON) -m tests.bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only $(ONLY)) $(BENCH)
+
+clean: ## everything that was made here, the environment included
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
