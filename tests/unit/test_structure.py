@@ -1,0 +1,77 @@
+"""The structure of the package: layers, sizes, who may delete, how errors are caught."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted((ROOT / "appliance").rglob("*.py"))
+
+
+def test_every_module_imports_only_from_the_layers_below_it():
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_is_about_one_noun_and_says_so(module: Path):
+    text = module.read_text()
+    assert text.count("\n") <= 500, "a module is about one noun: split it"
+    assert ast.get_docstring(ast.parse(text)), "the first lines say what the module owns"
+
+
+def _calls(module: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            names.add(node.func.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names.add(node.func.id)
+    return names
+
+
+DELETES = {"unlink", "remove", "rmtree", "rmdir", "removedirs"}
+MAY_DELETE = {
+    "appliance/retire.py": "I4: the only one that deletes objects",
+}
+MAY_DELETE_OTHER_FILES: dict[str, str] = {}
+
+
+@pytest.mark.requirement("I4")
+def test_only_retire_deletes():
+    found = {str(m.relative_to(ROOT)) for m in MODULES if _calls(m) & DELETES}
+    allowed = {**MAY_DELETE, **MAY_DELETE_OTHER_FILES}
+    assert found - set(allowed) == set()
+
+
+def test_a_broad_except_gives_its_reason():
+    weak = []
+    for module in MODULES:
+        for n, line in enumerate(module.read_text().splitlines(), 1):
+            if re.search(r"except( Exception| BaseException)?\s*(as \w+)?:|except \(?(Base)?Exception", line) and not re.search(
+                    r"#\s*noqa: BLE001\s*\S{1,3}\s*\w{3}", line):
+                weak.append(f"{module.relative_to(ROOT)}:{n}")
+    assert weak == []
+
+
+def test_nothing_names_a_machine_or_a_registry():
+    hosts = re.compile(r"//[\w.-]*(debian|pypi|python-?hosted|npm)[\w-]*\.(org|com)\b|(?<![\w.$}])/(work|farm)/\w")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split("\n")
+    bad = []
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path == Path(__file__) or not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        bad += [f"{name}:{n}" for n, line in enumerate(text.splitlines(), 1) if hosts.search(line)]
+    assert bad == []
