@@ -4,6 +4,8 @@ One file per noun; everything public is named here.
 """
 
 from appliance.policy.admission import Admission, Admitted, Verdict, admit
+from appliance.policy.alarms import backlog, backlog_alarm, learn, silence, silence_alarm, span
+from appliance.policy.decisions import CRASHES, TRIES, Next, decide_after, object_state
 from appliance.policy.faults import (
     Aborted,
     Answer,
@@ -21,6 +23,8 @@ from appliance.policy.faults import (
 from appliance.policy.space import Space, fits, retire_age, space, space_state, storage_admitted
 
 __all__ = [
+    "CRASHES",
+    "TRIES",
     "Aborted",
     "Admission",
     "Admitted",
@@ -29,6 +33,7 @@ __all__ = [
     "FailureKind",
     "Finding",
     "HttpStatus",
+    "Next",
     "NoContext",
     "Party",
     "Rejected",
@@ -36,11 +41,19 @@ __all__ = [
     "Status",
     "Verdict",
     "admit",
+    "backlog",
+    "backlog_alarm",
     "classify",
+    "decide_after",
     "failure_of",
     "fits",
+    "learn",
+    "object_state",
     "retire_age",
+    "silence",
+    "silence_alarm",
     "space",
     "space_state",
+    "span",
     "storage_admitted",
 ]
