@@ -21,6 +21,8 @@
      ├── DeliveryError              one attempt at one destination failed; carries a fault class
      ├── SandboxError               the limited child died, timed out or answered nonsense
      └── ControlError               the keeper refused or cannot be reached
+          └── KeeperUnreachable     it cannot be asked, or does not answer
+               └── KeeperAbsent     no keeper runs: the verbs may be done in this process
 """
 
 from __future__ import annotations
@@ -148,3 +150,11 @@ class SandboxError(DcmgateError):
 
 class ControlError(DcmgateError):
     """The keeper refused, or cannot be reached."""
+
+
+class KeeperUnreachable(ControlError):
+    """The keeper cannot be asked, or does not answer."""
+
+
+class KeeperAbsent(KeeperUnreachable):
+    """Nobody listens at the control socket."""
