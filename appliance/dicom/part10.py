@@ -23,6 +23,7 @@ from functools import lru_cache
 from struct import Struct, error
 from typing import Any
 
+from appliance.dicom.uids import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, PRIVATE_INFORMATION_CREATOR, ROOT
 from appliance.errors import HeadError
 from appliance.model import Custody, Source
 
@@ -36,14 +37,11 @@ MAX_RAW_UID = 512
 """SOP class and instance of any content fit in a head up to this length each, as long as the listener's and peer's
 ids stay below 128 characters together. PS3.5 9.1 allows 64."""
 
-ROOT = "2.25.158381002168935245941887024678188446856"
-IMPLEMENTATION_UID = ROOT + ".1"
-IMPLEMENTATION_VERSION = "DCMGATE_0_1"
-PRIVATE_CREATOR = ROOT + ".3"
+PRIVATE_CREATOR = PRIVATE_INFORMATION_CREATOR
 """Private Information Creator UID (0002,0100): part of the format, never changes."""
-UNKNOWN_CLASS = ROOT + ".4"
+UNKNOWN_CLASS = ROOT + ".8"
 """Stands in (0002,0002) for a SOP class that is not a valid UID."""
-UNKNOWN_SYNTAX = ROOT + ".5"
+UNKNOWN_SYNTAX = ROOT + ".9"
 """Stands in (0002,0010) for a transfer syntax that is not a valid UID."""
 
 digest_name = "blake3"
