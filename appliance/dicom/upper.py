@@ -67,6 +67,7 @@ class UpperLayer:
         self._proposal: AssociateRequest | None = None
         self.contexts: dict[int, AcceptedContext] = {}
         self.peer_max_length = 0
+        self.begun = 0             # PDUs whose header has come in: what a deadline for each whole PDU goes by
         self._staging: memoryview | None = None
         self._start = 0            # of what is not yet parsed in the staging buffer
         self._end = 0
@@ -282,6 +283,7 @@ class UpperLayer:
         if kind != pdu.P_DATA or length != value + 4 or length > self._bound or value < 3 \
                 or context != self._context or control & 1:
             return False
+        self.begun += 1
         self._start += _HEADERS
         self._pdu_left = self._pdv_left = value - 2
         self._is_command = False
@@ -364,6 +366,7 @@ class UpperLayer:
             raise self._violated(StateError(f"{event.name} came in {self._state.name}", reason=pdu.UNEXPECTED_PDU), event)
         self._check_length(kind, length)
         if kind == pdu.P_DATA or name == "AA-6":
+            self.begun += 1
             self._start += 6
             self._pdu_left = length
             self._skipping = name == "AA-6"
