@@ -28,6 +28,7 @@ from appliance.config.settings import Spool as SpoolSettings
 from appliance.errors import SpoolError, SpoolFault, SpoolFull, SpoolRefused
 from appliance.model import number_text
 from appliance.spool import ballast
+from appliance.spool.ledger import Ledger
 from appliance.spool.owners import OwnerLock, is_alive, nobody
 
 FORMAT = 1
@@ -97,8 +98,7 @@ class Spool:
     def init(cls, path: Path, *, size: int = 0, clock: Clock) -> Spool:
         """Make a spool in an empty (or not yet existing) folder. `size` is the quota in bytes, 0 for the whole disk.
 
-        The ledger file is made by the first `Ledger.open`. SpoolRefused where the
-        folder holds anything; SpoolFull or SpoolFault where the disk fails.
+        SpoolRefused where the folder holds anything; SpoolFull, SpoolFault or LedgerError where the disk fails.
         """
         path = Path(path)
         try:
@@ -110,6 +110,7 @@ class Spool:
             spool = cls(path, str(uuids.uuid4()), FORMAT, size)
             spool._make_folders()
             spool.fill_ballast()
+            Ledger.open(spool.ledger_path, clock).close()
             sync_folder(path)
             spool._write_identity(made=clock.wall_ns())
         except OSError as e:

@@ -1,0 +1,324 @@
+"""Intake: what one receiver process needs to take images into custody.
+
+    start   own number of the process, recovery of dead owners' numbers, first slots, maintenance thread
+    take    a writer for one instance; pops a ready slot, touches neither folders nor the ledger
+    stop    last group of rows, unused numbers closed
+
+One maintenance thread makes slots ahead of need and commits the ledger rows that
+are owed, a group at a time. With nothing to do it sleeps without a time-out.
+
+On failure: any SpoolFault or ledger error closes intake for as long as the
+process lives (I6): `out_of_intake` says why, for the receiver to log; `take` and
+`finish` raise SpoolFault, delivery goes on elsewhere. A full disk closes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from appliance.clock import SECOND, Clock
+from appliance.errors import DcmgateError, LedgerError, SpoolError, SpoolFault, SpoolFull
+from appliance.model import Custody, SpaceState
+from appliance.policy import Space
+from appliance.spool.buffers import Buffer, BufferPool
+from appliance.spool.debt import Debt
+from appliance.spool.layout import Spool
+from appliance.spool.ledger import Ledger
+from appliance.spool.owners import OwnerLock
+from appliance.spool.recover import Recovery, recover
+from appliance.spool.slots import Slot, SlotPool
+from appliance.spool.space import Gauge, held
+from appliance.spool.writer import SlotWriter
+
+SLOT_SECONDS = 10.0
+"""Longest wait for a ready slot."""
+
+DEBT_SECONDS = 12.0
+"""Longest wait for the ledger to catch up: with the sync before it, a status within 25 s of the last byte (I1)."""
+
+
+class Intake:
+    """See the module. `ledger` is used from the caller's and the maintenance thread; `on_accepted` is called after each
+    group of rows, on the maintenance thread, and must not block."""
+
+    def __init__(self, spool: Spool, ledger: Ledger, clock: Clock, *, ready: int = 64, max_debt: int = 256,
+                 max_debt_seconds: float = 1.0, on_accepted: Callable[[], None] = lambda: None) -> None:
+        self.spool = spool
+        self.clock = clock
+        self.boot = 0
+        self.direct = True
+        self.owner = 0
+        self.recovery = Recovery()
+        self.error: Exception | None = None            # what ended the maintenance thread, if it was none of our errors
+        self._ledger = ledger
+        self._on_accepted = on_accepted
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)   # the maintenance thread waits here
+        self._turn = threading.Condition(self._lock)   # everybody else does
+        self._slots = SlotPool(spool, self._granted, ready)
+        self._debt = Debt(max_debt, max_debt_seconds)
+        self._buffers = BufferPool()
+        self._gauge: Gauge | None = None
+        self._owner_lock: OwnerLock | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._in_flight = 0
+        self._syncing: dict[int, int] = {}
+        self._out = ""
+
+    # The receiver's side
+
+    def start(self) -> None:
+        """Open intake. SpoolFault or LedgerError where it cannot be; a full disk is no reason not to start."""
+        self.boot = self._ledger.boot
+        self._own()
+        self.recovery = recover(self.spool, self._ledger)
+        held_bytes, largest = held(self._ledger)
+        self._gauge = Gauge(self.spool, held_bytes, largest)
+        try:
+            self._slots.put(self._slots.make())
+        except SpoolFull as e:
+            self._slots.failure = e
+        self._thread = threading.Thread(target=self._maintain, name="intake", daemon=True)
+        self._thread.start()
+
+    def take(self) -> SlotWriter:
+        """A writer for one instance. SpoolFull where there is no room, SpoolFault where intake is closed."""
+        slot = self._slot()
+        return SlotWriter(self, slot, self._buffers.take())
+
+    def room(self) -> Space:
+        """The room there is, asked afresh. SpoolFault, LedgerError."""
+        gauge = self._gauge
+        if gauge is None:
+            raise SpoolFault("intake is not started")
+        if self.spool.size:
+            gauge.held_bytes, gauge.largest = held(self._ledger)
+        return gauge.refresh()
+
+    def space(self) -> SpaceState:
+        """The state of the room; black where the disk cannot even say."""
+        try:
+            return self.room().state
+        except (SpoolFault, LedgerError):
+            return SpaceState.BLACK
+
+    @property
+    def out_of_intake(self) -> str:
+        """Why intake is closed; empty while it is open."""
+        return self._out
+
+    @property
+    def outstanding(self) -> int:
+        """Durable objects whose ledger row is still owed."""
+        return self._debt.outstanding
+
+    @property
+    def in_flight(self) -> int:
+        """Instances that were begun and neither finished nor given up."""
+        return self._in_flight
+
+    @property
+    def ready(self) -> int:
+        """Slots that wait for an instance."""
+        return len(self._slots)
+
+    def stuck_since(self) -> int:
+        """Boot ns at which the oldest write or sync still running began; 0 if none: a hung disk shows here (I1, 25 s)."""
+        return min(self._syncing.copy().values(), default=0)
+
+    def stop(self, deadline: float = 5.0) -> bool:
+        """Close intake and settle the ledger within `deadline` seconds. False where instances or rows were left open.
+
+        What is left is judged at the next start-up; the owner's lock stays held
+        then, because a writer of this process may still be at it.
+        """
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+            self._turn.notify_all()
+        if self._thread is not None:
+            self._thread.join(deadline)
+            if self._thread.is_alive():
+                return False
+        with self._lock:
+            clean = not self._out and self._in_flight == 0 and self._debt.size == 0
+            unused = self._slots.close()
+        if clean and unused:
+            try:
+                self._ledger.void([(number, "unused") for number in unused])
+            except LedgerError as e:
+                self._close(f"ledger: {e}")
+                clean = False
+        if self._owner_lock is not None and self._in_flight == 0:
+            self._owner_lock.release()
+        return clean
+
+    # The writers' side (writer.Host)
+
+    def reserve(self, size: int) -> None:
+        """See `writer.Host`. SpoolFault once intake is closed: nothing is begun on a disk that failed."""
+        if self._out:
+            raise SpoolFault(self._out)
+        if self._gauge is not None:
+            self._gauge.reserve(size)
+
+    def owe(self, custody: Custody) -> None:
+        """See `writer.Host`. The wait ends when the row is in the ledger, or when the debt is within its bound again."""
+        with self._lock:
+            now = self.clock.boot_ns()
+            ticket = self._debt.owe(custody, now)
+            if self._debt.size == 1 or self._debt.due(now) == 0:
+                self._work.notify()
+            if self._gauge is not None:
+                self._gauge.accepted(custody.length)
+            settled = self._turn.wait_for(
+                lambda: bool(self._out) or not self._debt.must_wait(ticket, self.clock.boot_ns()), DEBT_SECONDS)
+            if self._out:
+                raise SpoolFault(self._out)
+        if not settled:
+            raise SpoolFault("the ledger does not keep up")
+
+    def done(self, slot: Slot, buffer: Buffer, void: str = "") -> None:
+        """See `writer.Host`."""
+        self._buffers.give(buffer)
+        with self._lock:
+            self._in_flight -= 1
+            if void:
+                self._debt.void(slot.number, void, self.clock.boot_ns())
+                if self._debt.size == 1:
+                    self._work.notify()
+            elif slot.fd >= 0 and not slot.touched:
+                self._slots.put([slot])
+                self._turn.notify()
+            if self._stopping and self._in_flight == 0:
+                self._work.notify()
+
+    def fault(self, error: SpoolFault) -> None:
+        """See `writer.Host`."""
+        self._close(error.message)
+
+    def syncing(self, slot: Slot, since: int) -> None:
+        """See `writer.Host`. One key for each slot, so that single operations need no lock."""
+        if since:
+            self._syncing[slot.number] = since
+        else:
+            self._syncing.pop(slot.number, None)
+
+    # Inside
+
+    def _own(self) -> None:
+        """A number for this process, locked. Somebody who recovers may hold a fresh number for a moment: then take another."""
+        for _ in range(8):
+            owner = self._ledger.register_owner("receiver")
+            lock = self.spool.lock_owner(owner)
+            if lock.held:
+                self.owner, self._owner_lock = owner, lock
+                return
+            lock.release()
+        raise SpoolFault("no owner number could be locked", mend="Look for another process that holds the spool's owners file.")
+
+    def _granted(self, count: int) -> int:
+        return self._ledger.grant(self.owner, count)
+
+    def _close(self, reason: str) -> None:
+        with self._lock:
+            if not self._out:
+                self._out = reason or "unknown fault"
+            self._work.notify_all()
+            self._turn.notify_all()
+
+    def _slot(self) -> Slot:
+        with self._lock:
+            self._check_open()
+            slot = self._slots.pop()
+            if self._slots.low:
+                self._work.notify()
+            if slot is None:
+                slot = self._await_slot()
+            self._in_flight += 1
+            return slot
+
+    def _await_slot(self) -> Slot:
+        """The pool is empty: wait until the maintenance thread made slots, or failed to. Under the lock."""
+        pool = self._slots
+        pool.starved()
+        pool.failure = None
+        self._work.notify()
+        self._turn.wait_for(lambda: len(pool) or pool.failure or self._out or self._stopping, SLOT_SECONDS)
+        self._check_open()
+        slot = pool.pop()
+        if slot is None:
+            raise pool.failure or SpoolFull("no slot was ready in time", mend="The disk is too slow for what is sent to it.")
+        return slot
+
+    def _check_open(self) -> None:
+        if self._out:
+            raise SpoolFault(self._out)
+        if self._stopping or self._thread is None:
+            raise SpoolFault("intake is not running")
+
+    # The maintenance thread
+
+    def _maintain(self) -> None:
+        try:
+            while self._maintain_once():
+                pass
+        except DcmgateError as e:
+            self._close(e.message)
+        except Exception as e:  # noqa: BLE001  top of the thread: whatever it is, nothing may be accepted after it
+            self.error = e
+            self._close(f"{type(e).__name__}: {e}")
+
+    def _maintain_once(self) -> bool:
+        """Wait for work and do one piece of it; False when it is time to end."""
+        with self._lock:
+            while True:
+                if self._out:
+                    return False
+                due = self._debt.due(self.clock.boot_ns())
+                if due == 0 or (self._stopping and self._debt.size):
+                    rows, voids = self._debt.collect()
+                    make = False
+                    break
+                if self._stopping and self._in_flight == 0:
+                    return False
+                if self._slots.low and self._slots.failure is None and not self._stopping:
+                    make = True
+                    break
+                self._work.wait(None if due < 0 else due / SECOND)
+        if make:
+            self._make_slots()
+        else:
+            self._commit(rows, voids)
+        return True
+
+    def _make_slots(self) -> None:
+        failure: SpoolError | None = None
+        made: list[Slot] = []
+        try:
+            made = self._slots.make()
+        except SpoolFull as e:
+            failure = e
+        with self._lock:
+            self._slots.failure = failure
+            self._slots.put(made)
+            self._turn.notify_all()
+
+    def _commit(self, rows: list[Custody], voids: list[tuple[int, str]]) -> None:
+        """One group into the ledger. A failure closes intake: the objects are durable, the next start-up adopts them."""
+        if self._gauge is not None:
+            with suppress(SpoolFault):
+                self._gauge.refresh()
+        if voids:
+            self._ledger.void(voids)
+        if rows:
+            self._ledger.accepted(rows)
+        with self._lock:
+            self._debt.settled(len(rows))
+            self._turn.notify_all()
+        if rows:
+            self._on_accepted()
+
