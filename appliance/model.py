@@ -51,6 +51,7 @@ class DeliveryState(StrEnum):
     SENT = "sent"
     CONFIRMED = "confirmed"
     COVERED = "covered"            # a duplicate whose twin is still on its way: nothing to send
+    DROPPED = "dropped"            # nothing will be sent: the object was discarded, quarantined or retired
 
 
 class ObjectState(StrEnum):
