@@ -4,7 +4,7 @@ One file per noun; everything public is named here.
 """
 
 from appliance.policy.admission import Admission, Admitted, Verdict, admit
-from appliance.policy.alarms import backlog, backlog_alarm, learn, silence, silence_alarm, span
+from appliance.policy.alarms import backlog, backlog_alarm, habit_of, learn, silence, silence_alarm, span
 from appliance.policy.decisions import CRASHES, TRIES, Next, decide_after, object_state
 from appliance.policy.faults import (
     Aborted,
@@ -47,6 +47,7 @@ __all__ = [
     "decide_after",
     "failure_of",
     "fits",
+    "habit_of",
     "learn",
     "object_state",
     "retire_age",

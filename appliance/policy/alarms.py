@@ -7,7 +7,7 @@ bucket n counts gaps of 2**n to 2**(n+1) seconds. Nights and weekends are gaps l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from appliance.model import Alarm, Severity
 
@@ -37,6 +37,14 @@ def learn(habit: Sequence[int], gap: int) -> tuple[int, ...]:
         counts = [(count + 1) // 2 for count in counts]
     counts[bucket(gap)] += 1
     return tuple(counts)
+
+
+def habit_of(gaps: Iterable[int]) -> tuple[int, ...]:
+    """The habit that these gaps (nanoseconds) make."""
+    habit: tuple[int, ...] = (0,) * BUCKETS
+    for gap in gaps:
+        habit = learn(habit, gap)
+    return habit
 
 
 def silence(habit: Sequence[int], minimum: int) -> int | None:

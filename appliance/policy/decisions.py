@@ -14,8 +14,8 @@ CRASHES = 2
 """Crashes of the forwarder on one object; then it is parked."""
 
 UNDELIVERED = frozenset({DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEFERRED, DeliveryState.HELD,
-                         DeliveryState.PARKED})
-"""States of a delivery that is still owed."""
+                         DeliveryState.PARKED, DeliveryState.DROPPED})
+"""States in which the destination does not have the object. DROPPED stays among them: what nobody got is never confirmed."""
 
 
 @dataclass(frozen=True, slots=True)

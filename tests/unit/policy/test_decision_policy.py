@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.model import DeliveryState, Fault, ObjectState, Outcome, Severity
-from appliance.policy import backlog, backlog_alarm, decide_after, learn, object_state, silence, silence_alarm, span
+from appliance.policy import backlog, backlog_alarm, decide_after, habit_of, object_state, silence, silence_alarm, span
 from appliance.policy.alarms import BUCKETS, HABIT_FULL, HABIT_LEARNED, MINUTE, SECOND
 
 S = DeliveryState
@@ -21,6 +21,7 @@ HOUR = 60 * MINUTE
     ([(S.SENDING, True), (S.CONFIRMED, True)], ObjectState.WAITING),
     ([(S.PARKED, True), (S.SENT, True)], ObjectState.WAITING),
     ([(S.HELD, True)], ObjectState.WAITING),
+    ([(S.DROPPED, True), (S.CONFIRMED, True)], ObjectState.WAITING),
     ([(S.SENT, True), (S.CONFIRMED, True)], ObjectState.SENT),
     ([(S.CONFIRMED, True), (S.CONFIRMED, True)], ObjectState.CONFIRMED),
     ([(S.CONFIRMED, True), (S.WAITING, False)], ObjectState.CONFIRMED),
@@ -72,13 +73,6 @@ def test_two_crashes_park() -> None:
 
 def test_a_parked_object_says_why() -> None:
     assert "why" in decide_after(Outcome(1, Fault.OBJECT, text="why"), 5, True, 0).reason
-
-
-def habit_of(gaps: list[int]) -> tuple[int, ...]:
-    habit: tuple[int, ...] = ()
-    for gap in gaps:
-        habit = learn(habit, gap)
-    return habit
 
 
 WEEK = [20 * MINUTE] * 20 + [14 * HOUR]
