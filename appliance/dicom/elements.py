@@ -153,8 +153,8 @@ def collect(read: Read, start: int, layout: Layout, wanted: Set[int], last: int,
                 _plausible(read, base + at + size, tag, length, vr_of)
             return found
         count += 1
-        if count > MAX_ELEMENTS:
-            raise FormatError("too many elements")
+        if count > MAX_ELEMENTS or tag == 0:     # (0000,0000) belongs to commands: these are zeros
+            raise FormatError("too many elements" if tag else "zeros where an element belongs")
         at += size
         if length == UNDEFINED:
             inner = IMPLICIT if vr in (b"UN", b"") else layout
