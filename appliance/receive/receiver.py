@@ -1,0 +1,256 @@
+"""Receiver: the acceptor of a box, in one process or several.
+
+Opens the listeners, hands what comes in to the workers, and looks at the
+configuration once a tick. A new configuration opens and closes ports; listeners
+that stay are not touched, associations that are in stay in. A port that cannot
+be opened is an error at the start, and a problem that the log names afterwards:
+it never takes the others down.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from appliance.clock import Clock
+from appliance.config.settings import Config, Listener
+from appliance.errors import ConfigError, DcmgateError
+from appliance.receive.crew import Crew
+from appliance.receive.front import Arrival, Bound, Front
+from appliance.receive.guard import Guard
+from appliance.receive.limits import Limits
+from appliance.receive.places import Places
+from appliance.receive.process import Setup
+from appliance.receive.worker import Worker
+from appliance.spool.layout import Spool
+from appliance.telemetry.log import Log
+
+ConfigSource = Callable[[], Config]
+"""Gives the configuration in force; cheap where it has not changed. `generation` grows with every change."""
+
+MOST_BY_DEFAULT = 4
+"""Receiver processes where `[spool] receivers` is 0 and there are more cores than that."""
+
+log = Log("receive")
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process and its children open as many files as the system allows; returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Receiver:
+    """`start`, then `stop`, once. `workers`: number of processes; None: as `[spool] receivers` says; 1: this one alone."""
+
+    def __init__(self, config_source: ConfigSource, spool: Spool, clock: Clock, run_dir: Path, *, workers: int | None = None,
+                 limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._source = config_source
+        self._config = config_source()
+        self._spool = spool
+        self._clock = clock
+        self._run_dir = run_dir
+        self._places = Places()
+        self._tickets = count(1)
+        self._held: dict[int, tuple[str, str]] = {}
+        self._bound: dict[tuple[str, str, int], Bound] = {}
+        self._problems: dict[tuple[str, str, int], str] = {}
+        self._rounds = 0
+        self._front = Front(self.limits, self._take)
+        chosen = workers or self._config.spool.receivers or min(os.cpu_count() or 1, MOST_BY_DEFAULT)
+        self._worker: Worker | None = None
+        self._crew: Crew | None = None
+        self._guard: Guard | None = None
+        self._processes = chosen
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open intake and every port. ConfigError for a port that cannot be opened, SpoolError and LedgerError from intake."""
+        raise_descriptor_limit()
+        self._open_ports(self._config)
+        if self._problems:
+            (listener, address, port), why = next(iter(self._problems.items()))
+            self._close_ports()
+            raise ConfigError(f"cannot listen on {address}:{port}: {why}", key=f"listener.{listener}.ports",
+                              mend="Choose another port, or stop what uses it.")
+        self._front.start()
+        try:
+            self._start_workers()
+        except DcmgateError:
+            self._front.stop()
+            self._close_ports()
+            raise
+        self._front.listen(self._bound.values())
+        log.info("receiver is ready", ports=" ".join(f"{bound.listener}:{bound.port}" for bound in self._bound.values()),
+                 processes=self._processes)
+
+    def _start_workers(self) -> None:
+        if self._processes == 1:
+            worker = Worker(self._spool, self._clock, self._run_dir, self.limits, self._config, on_ended=self._ended,
+                            on_tick=self._tick)
+            worker.start()
+            self._worker, self._guard = worker, worker.guard
+            return
+        setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config)
+        crew = Crew(self._processes, setup, self.limits, self._front, self._ended)
+        crew.start()
+        self._crew, self._guard = crew, Guard(self.limits, self._tick)
+        self._guard.start()
+
+    def stop(self, drain: float = 5.0) -> bool:
+        """Take nothing more, give what is under way `drain` seconds, and end. True if nothing was cut off."""
+        self._front.listen([])
+        clean = True
+        if self._worker is not None:
+            clean = self._worker.stop(drain)
+        if self._crew is not None:
+            clean = self._crew.stop(drain)
+        if self._guard is not None:
+            self._guard.stop()
+        self._front.stop()
+        self._close_ports()
+        return clean
+
+    # -- what others ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> list[tuple[str, str, int]]:
+        """(listener id, address, port) of every open port: the actual ones where the configuration says 0."""
+        return [(listener, address, bound.port) for (listener, address, _), bound in self._bound.items()]
+
+    @property
+    def problems(self) -> list[str]:
+        """Ports that a later configuration asked for and that cannot be opened, in words."""
+        return [f"[[listener]] {listener}: cannot listen on {address}:{port}: {why}"
+                for (listener, address, port), why in self._problems.items()]
+
+    @property
+    def associations(self) -> int:
+        """Associations there are now."""
+        return self._places.taken()
+
+    @property
+    def silent(self) -> int:
+        """Connections that have not spoken yet."""
+        return self._front.silent
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of the workers; this process's own where it is the only one."""
+        return self._crew.pids if self._crew is not None else [os.getpid()]
+
+    def progress(self) -> bool:
+        """Whether the accept loop and every worker that is not idle have moved lately: only then the watchdog is fed."""
+        if not self._front.alive or self._guard is None or not self._guard.moving():
+            return False
+        return self._crew is None or self._crew.moving()
+
+    def reload(self) -> None:
+        """Look at the configuration now rather than at the next tick."""
+        if self._guard is not None:
+            self._guard.poke()
+
+    # -- the tick (guard's thread) -----------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        try:
+            config = self._source()
+        except DcmgateError as e:
+            log.error("the configuration cannot be read: the last one stays in force", error=e.message)
+            config = self._config
+        if config.generation != self._config.generation or self._problems:
+            self._configure(config)
+        if self._crew is not None:
+            self._front.call(self._crew.tick)
+
+    def _configure(self, config: Config) -> None:
+        self._config = config
+        if self._worker is not None:
+            self._worker.configure(config)
+        crew = self._crew
+        if crew is not None:
+            self._front.call(lambda: crew.configure(config))
+        before = dict(self._problems)
+        self._open_ports(config)
+        self._front.listen(self._bound.values())
+        for problem in self.problems if self._problems != before else []:
+            log.error(problem)
+
+    # -- ports -------------------------------------------------------------------------------------------------------
+
+    def _open_ports(self, config: Config) -> None:
+        """Have exactly the ports of that configuration; those that are open already stay as they are."""
+        wanted = {(listener.id, listener.address, port) for listener in config.listeners for port in listener.ports}
+        bound = {key: self._bound[key] for key in wanted if key in self._bound}
+        gone = {(address, port): key for key, (_, address, port) in ((k, k) for k in self._bound) if key not in wanted}
+        self._problems = {}
+        for key in sorted(wanted - bound.keys()):
+            listener, address, port = key
+            moved = gone.get((address, port))
+            if moved is not None:        # the same port under another [[listener]]
+                bound[key] = Bound(listener, self._bound[moved].sock)
+                continue
+            try:
+                bound[key] = Bound(listener, open_port(address, port))
+            except OSError as e:
+                self._problems[key] = e.strerror or str(e)
+        self._bound = bound
+
+    def _close_ports(self) -> None:
+        for bound in self._bound.values():
+            bound.sock.close()
+        self._bound = {}
+
+    # -- the front's thread ------------------------------------------------------------------------------------------
+
+    def _take(self, sock: socket.socket, arrival: Arrival) -> bool:
+        listener = self._listener(arrival.listener)
+        if listener is None:
+            return False
+        full = self._places.take(listener, arrival.address)
+        if full and self._crew is not None:
+            self._crew.settle()
+            full = self._places.take(listener, arrival.address)
+        if full:
+            log.warning("association rejected: local limit exceeded", why=full)
+            return False
+        ticket = next(self._tickets)
+        self._held[ticket] = (listener.id, arrival.address)
+        taken = self._crew.take(sock, arrival, ticket) if self._crew is not None else (
+            self._worker is not None and self._worker.take(sock, arrival, ticket))
+        if not taken:
+            self._ended(ticket)
+        return taken
+
+    def _listener(self, id: str) -> Listener | None:
+        return next((listener for listener in self._config.listeners if listener.id == id), None)
+
+    def _ended(self, ticket: int) -> None:
+        held = self._held.pop(ticket, None)
+        if held is not None:
+            self._places.give_back(*held)
+
+
+def open_port(address: str, port: int) -> socket.socket:
+    """A listening socket. SO_REUSEADDR, so that a restart need not wait for connections of the past. OSError."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+BACKLOG = 512
+"""Connections that the kernel keeps for us: 64 scanners that connect at once must not wait (hazards.md: ≥ 128)."""

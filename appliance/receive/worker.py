@@ -1,0 +1,136 @@
+"""Worker: one process's share of the work: its Intake, its guard, its door, and a thread for each association.
+
+The only process where there is one, else one of several behind the front.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.clock import Clock
+from appliance.config.settings import Config
+from appliance.dicom.pdu import AssociateRequest
+from appliance.model import SpaceState
+from appliance.net import kick
+from appliance.receive.association import Association
+from appliance.receive.door import Answer, Door
+from appliance.receive.front import Arrival
+from appliance.receive.guard import Guard
+from appliance.receive.limits import Limits
+from appliance.receive.services import Registry, Storage, Verification
+from appliance.spool.intake import Intake
+from appliance.spool.layout import Spool
+from appliance.spool.ledger import Ledger
+from appliance.telemetry.log import Log
+
+KICK_FORWARDER = "kick-forwarder"
+
+log = Log("receive")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a worker does: associations, whether all that wait for something other than the disk have moved, and the room."""
+
+    associations: int
+    moving: bool
+    space: SpaceState
+    out_of_intake: str
+
+
+class Worker:
+    """`take` hands it sockets. `on_ended` is called with the ticket of each that is over, from any thread."""
+
+    def __init__(self, spool: Spool, clock: Clock, run_dir: Path, limits: Limits, config: Config, *,
+                 on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None) -> None:
+        self.limits = limits
+        self.guard = Guard(limits, on_tick)
+        self.ledger = Ledger.open(spool.ledger_path, clock)
+        target = run_dir / KICK_FORWARDER
+        self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target))
+        self.door = Door(config, self.intake, self.ledger, clock.wall_ns)
+        self.registry = Registry(Verification(limits.drain), Storage(self.intake, limits.drain))
+        self._on_ended = on_ended
+        self._config = config
+        self._associations: set[Association] = set()
+        self._lock = threading.Lock()
+        self._nobody = threading.Condition(self._lock)
+        self._stopping = False
+
+    def start(self) -> None:
+        """Open intake (recovery included). SpoolError, LedgerError."""
+        self.intake.start()
+        self.door.start()
+        self.guard.start()
+
+    def configure(self, config: Config) -> None:
+        """Decide by that from now on; associations that are in stay in."""
+        self._config = config
+        self.door.config = config
+
+    def take(self, sock: socket.socket, arrival: Arrival, ticket: int) -> bool:
+        """Begin an association in a thread of its own; False where that cannot be, and the socket is still the caller's."""
+        association = Association(self, sock, arrival, ticket)
+        with self._lock:
+            if self._stopping:
+                return False
+            self._associations.add(association)
+        self.guard.watch(association)
+        try:
+            threading.Thread(target=association.run, name=f"association-{ticket}", daemon=True).start()
+        except RuntimeError as e:
+            log.error("no thread for an association", error=e)
+            self._forget(association)
+            return False
+        return True
+
+    def _forget(self, association: Association) -> None:
+        self.guard.forget(association)
+        with self._lock:
+            self._associations.discard(association)
+            if not self._associations:
+                self._nobody.notify_all()
+
+    def stop(self, drain: float) -> bool:
+        """End idle associations now, others after their message, all after `drain` seconds. True if nothing was cut off."""
+        with self._lock:
+            self._stopping = True
+            here = list(self._associations)
+        for association in here:
+            association.stop(at_once=False)
+        if not self._wait(drain):
+            for association in list(self._associations):
+                association.stop(at_once=True)
+        clean = self._wait(self.limits.closing + 1.0)
+        clean = self.intake.stop() and clean
+        self.door.stop()
+        self.guard.stop()
+        self.ledger.close()
+        return clean
+
+    def _wait(self, seconds: float) -> bool:
+        with self._lock:
+            return self._nobody.wait_for(lambda: not self._associations, seconds)
+
+    def report(self) -> Report:
+        """For the tick. Asks the file system for its room."""
+        return Report(len(self._associations), self.guard.moving(), self.door.space(), self.intake.out_of_intake)
+
+    # -- association.Host --------------------------------------------------------------------------------------------
+
+    def answer(self, arrival: Arrival, request: AssociateRequest) -> Answer:
+        """See `association.Host`."""
+        return self.door.answer(arrival, request)
+
+    def max_pdu(self, listener: str) -> int:
+        """See `association.Host`."""
+        return next((entry.max_pdu for entry in self._config.listeners if entry.id == listener), 131072)
+
+    def ended(self, association: Association) -> None:
+        """See `association.Host`."""
+        self._forget(association)
+        self._on_ended(association.ticket)
