@@ -31,6 +31,17 @@ def vr_of(tag: int, creator: str) -> str:
     return str(entry[0]) if entry and entry[0] != "NONE" else "UN"
 
 
+def tag_of(keyword: str) -> int | None:
+    """The tag of a keyword (`SeriesDescription`); None where the standard has none, or it is one of a repeating group."""
+    return keywords().get(keyword)
+
+
+@cache
+def keywords() -> dict[str, int]:
+    """Every keyword of PS3.6 with its tag."""
+    return {str(entry[4]): tag for tag, entry in _public()[0].items() if entry[4]}
+
+
 def _private_vr(tag: int, creator: str) -> str:
     group, element = tag >> 16, tag & 0xFFFF
     if 0x10 <= element <= 0xFF:
