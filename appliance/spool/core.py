@@ -21,7 +21,8 @@ import apsw
 from appliance.clock import Clock
 from appliance.errors import DcmgateError, LedgerDamaged, LedgerError, LedgerFault
 from appliance.spool import ballast, events, schema
-from appliance.spool.apply import Derived, apply
+from appliance.spool.apply import apply
+from appliance.spool.derived import Derived
 from appliance.spool.rows import Body, Event
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from typing import Any
 
 from appliance.config.settings import Destination
 from appliance.model import DeliveryState, Outcome
-from appliance.spool.apply import ORDER, UNSENT
 from appliance.spool.core import LedgerCore, Transaction, checked_ids
+from appliance.spool.derived import ORDER, UNSENT
 from appliance.spool.queries import OBJECT_COLUMNS, object_row, queued_row
 from appliance.spool.rows import Decision, Deferral, ObjectRow, Parking, Queued, Routing
 

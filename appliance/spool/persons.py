@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from appliance.errors import UsageError
-from appliance.spool.apply import UNSENT
 from appliance.spool.core import LedgerCore, Transaction, checked_ids
+from appliance.spool.derived import UNSENT
 
 
 class PersonVerbs(LedgerCore):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import apsw
 
@@ -27,6 +27,8 @@ from appliance.spool.rows import (
     Sent,
     StudyRow,
 )
+
+T = TypeVar("T")
 
 OBJECT_COLUMNS = ("number, boot, since_boot, wall, class, uid, syntax, length, digest, source, seq, state, file, complete_on,"
                   " routed, generation, rules, priority, study, flags")
@@ -76,6 +78,11 @@ class Questions(LedgerCore):
         return [object_row(row) for row in self._select(
             f"SELECT {OBJECT_COLUMNS} FROM objects WHERE study = ? AND study <> '' ORDER BY boot, since_boot LIMIT ?",
             (study, limit))]
+
+    def acknowledged_after(self, uid_text: str, boot: int, since_boot: int) -> bool:
+        """Whether an object of that UID (as `Custody.uid_text`) was acknowledged after that boot ordinal and time."""
+        return bool(self._select("SELECT 1 FROM objects WHERE uid = ? AND (boot, since_boot) > (?, ?) LIMIT 1",
+                                 (uid_text, boot, since_boot)))
 
     def quarantined(self, limit: int = 1000) -> list[ObjectRow]:
         return [object_row(row) for row in self._select(
@@ -161,9 +168,9 @@ class Questions(LedgerCore):
 
     def arrivals(self) -> list[Arrival]:
         """Every source that ever sent, and its habit."""
-        return [Arrival(source, peer, count, last_on, last_wall, tuple(json.loads(gaps)))
-                for source, peer, count, last_on, last_wall, gaps in self._select(
-                    "SELECT source, peer, count, last_on, last_wall, gaps FROM arrivals ORDER BY source")]
+        return [Arrival(source, peer, count, last_on, last_wall, tuple(json.loads(habit)))
+                for source, peer, count, last_on, last_wall, habit in self._select(
+                    "SELECT source, peer, count, last_on, last_wall, habit FROM arrivals ORDER BY source")]
 
     def knocks(self, limit: int = 100) -> list[Knock]:
         """Callers that were refused or held, the latest first."""
@@ -191,6 +198,10 @@ class Questions(LedgerCore):
         pragma = "integrity_check" if full else "quick_check"
         found = [str(row[0]) for row in self._select(f"PRAGMA {pragma}")]
         return [] if found == ["ok"] else found
+
+    def ask(self, work: Callable[[apsw.Connection], T]) -> T:
+        """Run a question of the spool's own modules (balance) on one snapshot."""
+        return self._read(work)
 
     def differences(self, limit: int = 100) -> list[str]:
         """Derived tables against what the events alone make of them; empty: equal, byte for byte."""

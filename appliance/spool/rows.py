@@ -230,14 +230,14 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The habit of one source: powered-on time of the last image, and its latest gaps (ns) of ten minutes or more."""
+    """The habit of one source: powered-on time (ns) of the last image, and its gaps of ten minutes or more (`policy.learn`)."""
 
     source: str
     peer: str
     count: int
     last_on: int
     last_wall: int
-    gaps: tuple[int, ...]
+    habit: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
