@@ -8,6 +8,7 @@ nanoseconds since boot.
 from __future__ import annotations
 
 from appliance.clock import SECOND
+from appliance.dicom.part10 import HEAD
 from appliance.model import Custody
 
 COMMIT_ROWS = 128
@@ -27,6 +28,7 @@ class Debt:
         self._committing_since = 0
         self.owed = 0
         self.settled_count = 0
+        self.bytes = 0                 # of the outstanding objects' files
 
     @property
     def outstanding(self) -> int:
@@ -39,6 +41,7 @@ class Debt:
             self._since = now
         self._rows.append(custody)
         self.owed += 1
+        self.bytes += HEAD + custody.length
         return self.owed
 
     def void(self, number: int, reason: str, now: int) -> None:
@@ -74,7 +77,8 @@ class Debt:
         self._committing_since = self._since
         return rows, voids
 
-    def settled(self, rows: int) -> None:
-        """That many of the collected rows are in the ledger."""
-        self.settled_count += rows
+    def settled(self, rows: list[Custody]) -> None:
+        """The collected rows are in the ledger."""
+        self.settled_count += len(rows)
+        self.bytes -= sum(HEAD + custody.length for custody in rows)
         self._committing_since = 0

@@ -85,7 +85,9 @@ class Intake:
         self._thread.start()
 
     def take(self) -> SlotWriter:
-        """A writer for one instance. SpoolFull where there is no room, SpoolFault where intake is closed."""
+        """A writer for one instance. SpoolFull where there is no room, SpoolFault or LedgerError where intake is closed."""
+        if self._gauge is not None and self._gauge.left <= 0 and self.room().state is SpaceState.BLACK:
+            raise SpoolFull("the spool is full", mend="Free some space, or enlarge the spool.")
         slot = self._slot()
         return SlotWriter(self, slot, self._buffers.take())
 
@@ -94,9 +96,11 @@ class Intake:
         gauge = self._gauge
         if gauge is None:
             raise SpoolFault("intake is not started")
-        if self.spool.size:
-            gauge.held_bytes, gauge.largest = held(self._ledger)
-        return gauge.refresh()
+        if not self.spool.size:
+            return gauge.refresh()
+        owed = self._debt.bytes
+        held_bytes, largest = held(self._ledger)
+        return gauge.count(held_bytes + owed, largest)
 
     def space(self) -> SpaceState:
         """The state of the room; black where the disk cannot even say."""
@@ -158,12 +162,12 @@ class Intake:
 
     # The writers' side (writer.Host)
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, slot: Slot, size: int) -> None:
         """See `writer.Host`. SpoolFault once intake is closed: nothing is begun on a disk that failed."""
         if self._out:
             raise SpoolFault(self._out)
         if self._gauge is not None:
-            self._gauge.reserve(size)
+            self._gauge.reserve(slot, size)
 
     def owe(self, custody: Custody) -> None:
         """See `writer.Host`. The wait ends when the row is in the ledger, or when the debt is within its bound again."""
@@ -184,6 +188,8 @@ class Intake:
     def done(self, slot: Slot, buffer: Buffer, void: str = "") -> None:
         """See `writer.Host`."""
         self._buffers.give(buffer)
+        if self._gauge is not None:
+            self._gauge.release(slot)
         with self._lock:
             self._in_flight -= 1
             if void:
@@ -309,16 +315,15 @@ class Intake:
 
     def _commit(self, rows: list[Custody], voids: list[tuple[int, str]]) -> None:
         """One group into the ledger. A failure closes intake: the objects are durable, the next start-up adopts them."""
-        if self._gauge is not None:
-            with suppress(SpoolFault):
-                self._gauge.refresh()
         if voids:
             self._ledger.void(voids)
         if rows:
             self._ledger.accepted(rows)
         with self._lock:
-            self._debt.settled(len(rows))
+            self._debt.settled(rows)
             self._turn.notify_all()
         if rows:
             self._on_accepted()
+        with suppress(SpoolFault):
+            self.room()
 

@@ -34,11 +34,12 @@ GROWTH = 8
 
 @dataclass(slots=True)
 class Slot:
-    """One number with its open, empty file. `touched` once anything was written to it."""
+    """One number with its open, empty file. `touched` once anything was written to it; `reserved` bytes of room are its own."""
 
     number: int
     fd: int
     touched: bool = False
+    reserved: int = 0
 
 
 class SlotPool:

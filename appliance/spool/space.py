@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from appliance.dicom.part10 import HEAD
 from appliance.errors import SpoolFull
 from appliance.policy import Space, space
-from appliance.spool import ballast
-from appliance.spool.layout import BALLAST, Spool, spool_error
+from appliance.spool.layout import Spool, spool_error
 from appliance.spool.ledger import Ledger
+from appliance.spool.slots import Slot
 
 
 def held(ledger: Ledger) -> tuple[int, int]:
@@ -30,33 +31,55 @@ def measure(spool: Spool, held_bytes: int, largest: int) -> Space:
 class Gauge:
     """Room as the writers see it: asked of the file system now and then, counted down in between.
 
-    Not locked; a count that two threads took at once is mended by the next `refresh`.
+    `held_bytes` is what accepted objects take, `reserved` what instances under way
+    do: the quota counts both, the file system knows by itself. `left` is what may be
+    written before it has to be asked again.
     """
 
     def __init__(self, spool: Spool, held_bytes: int, largest: int) -> None:
         self._spool = spool
+        self._lock = threading.Lock()
         self.held_bytes = held_bytes
         self.largest = largest
-        self.now = measure(spool, held_bytes, largest)
-        self._left = self.now.free - self.now.black
+        self.reserved = 0
+        self.left = 0
+        self.refresh()
 
     def refresh(self) -> Space:
-        """Ask the file system again; gives the ballast up when even the ledger would soon have no room."""
-        self.now = measure(self._spool, self.held_bytes, self.largest)
-        if self.now.free < BALLAST:
-            ballast.give_up(self._spool.path)
-        self._left = self.now.free - self.now.black
-        return self.now
+        """Ask the file system again. SpoolFault."""
+        with self._lock:
+            return self._refresh()
 
-    def reserve(self, size: int) -> None:
-        """`size` bytes are about to be written. SpoolFull where they would touch the black reserve."""
-        if self._left < size:
-            self.refresh()
-            if self._left < size:
-                raise SpoolFull(f"no room for {size} bytes", mend="Free some space, or enlarge the spool.")
-        self._left -= size
+    def _refresh(self) -> Space:
+        now = measure(self._spool, self.held_bytes + self.reserved, self.largest)
+        self.left = now.free - now.black
+        return now
+
+    def reserve(self, slot: Slot, size: int) -> None:
+        """`size` bytes are about to be written: SpoolFull where they would touch the black reserve."""
+        with self._lock:
+            if self.left < size:
+                self._refresh()
+                if self.left < size:
+                    raise SpoolFull(f"no room for {size} bytes", mend="Free some space, or enlarge the spool.")
+            self.left -= size
+            self.reserved += size
+            slot.reserved += size
+
+    def release(self, slot: Slot) -> None:
+        """The instance is over: what it took is counted by `accepted` from now on, or was given back."""
+        with self._lock:
+            self.reserved -= slot.reserved
+            slot.reserved = 0
 
     def accepted(self, length: int) -> None:
         """An object with a data set of that length is held from now on."""
-        self.held_bytes += HEAD + length
-        self.largest = max(self.largest, length)
+        with self._lock:
+            self.held_bytes += HEAD + length
+            self.largest = max(self.largest, length)
+
+    def count(self, held_bytes: int, largest: int) -> Space:
+        """Set what is held by what the ledger (and the debt) says, since others delete; then as `refresh`."""
+        with self._lock:
+            self.held_bytes, self.largest = held_bytes, max(self.largest, largest)
+            return self._refresh()

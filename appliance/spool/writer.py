@@ -45,8 +45,8 @@ class Host(Protocol):
     boot: int
     direct: bool
 
-    def reserve(self, size: int) -> None:
-        """That many bytes are about to be written. SpoolFull where the quota or the black reserve forbids it."""
+    def reserve(self, slot: Slot, size: int) -> None:
+        """That many bytes more are about to be written to it. SpoolFull where the quota or the black reserve forbids it."""
 
     def owe(self, custody: Custody) -> None:
         """The object is durable; its ledger row is owed. Waits while too many are."""
@@ -167,7 +167,7 @@ class SlotWriter:
         and the file is cut to length after it."""
         whole, end = self._buffer.whole, HEAD + self._fill
         padded = -(-end // PAGE) * PAGE
-        self._host.reserve(padded)
+        self._host.reserve(self._slot, padded)
         if self._written == 0 and not (self._host.direct and padded >= DIRECT_FROM):
             self._put(whole[:end], 0)
             return
@@ -186,7 +186,7 @@ class SlotWriter:
         self._check()
         self._digest_on()
         try:
-            self._host.reserve(CAPACITY)
+            self._host.reserve(self._slot, CAPACITY)
             self._put(self._buffer.data, HEAD + self._written)
         except OSError as e:
             raise self._failed(spool_error(e, f"object {number_text(self.number)}")) from e

@@ -39,7 +39,7 @@ class Yard:
         self.lent = 0
         self.full = False
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, slot: Slot, size: int) -> None:
         if self.full:
             raise SpoolFull("quota")
 
