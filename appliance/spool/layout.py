@@ -136,7 +136,7 @@ class Spool:
         SpoolRefused for anything but a whole spool of this format with that uuid.
         """
         path = Path(path)
-        identity = _read_identity(path)
+        identity = read_identity(path)
         found, version = identity["uuid"], identity["format"]
         if expected_uuid is not None and found != expected_uuid:
             raise SpoolRefused(f"{path} is another spool: {found}, expected {expected_uuid}",
@@ -209,7 +209,7 @@ def file_number(name: str) -> int | None:
     return int(stem, 16)
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def read_identity(path: Path) -> dict[str, Any]:
     """SPOOL-ID of a folder, checked: uuid (text), format (≥ 1), size (≥ 0)."""
     mend = "Mount the spool's disk; only `dcmgate spool init` makes a new spool."
     try:
@@ -240,7 +240,7 @@ def migrate(path: Path, *, to: int = FORMAT, steps: Mapping[int, Step] = MIGRATI
     format that is newer than `to`. A crash on the way repeats the step it was in.
     """
     path = Path(path)
-    old = _read_identity(path)["format"]
+    old = read_identity(path)["format"]
     if old > to:
         raise SpoolRefused(f"{path} has format {old}, this release knows up to {to}",
                            mend="Start the release that wrote it, or a later one.")
@@ -254,7 +254,7 @@ def migrate(path: Path, *, to: int = FORMAT, steps: Mapping[int, Step] = MIGRATI
                 raise SpoolRefused(f"{path} is in use", mend="Stop the receivers first.")
             for version in range(old, to):
                 steps[version](path)
-                identity = _read_identity(path)
+                identity = read_identity(path)
                 identity["format"] = version + 1
                 write_whole(path / IDENTITY, json.dumps(identity, indent=1) + "\n")
     except OSError as e:
@@ -290,7 +290,7 @@ def open_configured(settings: SpoolSettings) -> Spool:
     """The spool that the configuration means, or SpoolRefused: never one that merely happens to be mounted there."""
     expected = expected_uuid(settings)
     if expected is None:
-        _read_identity(Path(settings.path))
+        read_identity(Path(settings.path))
         raise SpoolRefused(f"no uuid is known for {settings.path}",
                            mend="`dcmgate spool init` keeps it, `dcmgate spool adopt` names an existing one.")
     return Spool.open(Path(settings.path), expected, size=settings.size or None)
