@@ -25,6 +25,7 @@ from appliance.dicom.negotiation import negotiate
 from appliance.dicom.upper import UpperLayer
 from appliance.errors import LedgerError, ProtocolError, SpoolError, StateError
 from appliance.model import Source, escape
+from appliance.net.sockets import no_delay, quick_ack
 from appliance.receive.door import Answer
 from appliance.receive.front import Arrival
 from appliance.receive.guard import CLOSING, FIRST, IDLE, MESSAGE, ON_DISK, PDU, PHASES, SEND, STORE, WRITE, Guard
@@ -146,7 +147,7 @@ class Association:
         """From the first byte to the closed socket. Raises nothing."""
         why = ""
         try:
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            no_delay(self._sock)
             self._talk()
         except _Over as e:
             why = str(e)
@@ -211,7 +212,7 @@ class Association:
                 else:
                     task = self._handle(event)
             if count < SHORT and (layer.mid_pdu or not layer.idle):
-                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                quick_ack(self._sock)
 
     def _handle(self, event: Event) -> Task | None:
         """Everything but fragments; returns the task that fragments belong to from now on."""

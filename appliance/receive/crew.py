@@ -91,9 +91,7 @@ class Crew:
                 os.kill(member.pid, signal.SIGKILL)      # its channel is open, so it lives, so the number is its own
             if member.channel is not None:
                 member.channel.close()
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        self._front.call(self._dismiss_nursery)
         if self._nursery is not None:
             try:
                 self._nursery.wait(5)
@@ -151,6 +149,11 @@ class Crew:
     def _stop_all(self, drain: float) -> None:
         for member in self._members:
             self._send(member, channels.STOP, drain)
+
+    def _dismiss_nursery(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
 
     def _begin(self, member: _Member) -> None:
         ours, theirs = channels.pair()
@@ -254,10 +257,11 @@ class Crew:
         tickets, member.tickets = member.tickets, set()
         for ticket in tickets:
             self._on_ended(ticket)
-        if not self._stopping:
-            log.error("a worker process ended", worker=member.index, pid=member.pid, associations=len(tickets))
         member.channel = None
         self._change(member, ready=False)
+        if self._stopping:
+            return
+        log.error("a worker process ended", worker=member.index, pid=member.pid, associations=len(tickets))
         self._ask_nursery(channels.REAP)
         self._again(member)
 

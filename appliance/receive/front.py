@@ -191,7 +191,6 @@ class Front:
         for bound in wanted:
             fd = bound.sock.fileno()
             if fd not in self._bound:
-                bound.sock.setblocking(False)
                 self._epoll.register(fd, select.EPOLLIN)
             self._bound[fd] = bound
 

@@ -1,6 +1,6 @@
 """Receiver: the acceptor of a box, in one process or several.
 
-Opens the listeners, hands what comes in to the workers, and looks at the
+Opens the listeners (or takes those of systemd's socket activation), hands what comes in to the workers, and looks at the
 configuration once a tick. A new configuration opens and closes ports; listeners
 that stay are not touched, associations that are in stay in. A port that cannot
 be opened is an error at the start, and a problem that the log names afterwards:
@@ -19,6 +19,7 @@ from pathlib import Path
 from appliance.clock import Clock
 from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
+from appliance.net import sockets
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
 from appliance.receive.guard import Guard
@@ -62,7 +63,7 @@ class Receiver:
         self._held: dict[int, tuple[str, str]] = {}
         self._bound: dict[tuple[str, str, int], Bound] = {}
         self._problems: dict[tuple[str, str, int], str] = {}
-        self._rounds = 0
+        self._given: sockets.Inherited = {}
         self._front = Front(self.limits, self._take)
         chosen = workers or self._config.spool.receivers or min(os.cpu_count() or 1, MOST_BY_DEFAULT)
         self._worker: Worker | None = None
@@ -75,6 +76,7 @@ class Receiver:
     def start(self) -> None:
         """Open intake and every port. ConfigError for a port that cannot be opened, SpoolError and LedgerError from intake."""
         raise_descriptor_limit()
+        self._given = sockets.inherited()
         self._open_ports(self._config)
         if self._problems:
             (listener, address, port), why = next(iter(self._problems.items()))
@@ -199,7 +201,7 @@ class Receiver:
                 bound[key] = Bound(listener, self._bound[moved].sock)
                 continue
             try:
-                bound[key] = Bound(listener, open_port(address, port))
+                bound[key] = Bound(listener, sockets.listen(address, port, self._given))
             except OSError as e:
                 self._problems[key] = e.strerror or str(e)
         self._bound = bound
@@ -237,20 +239,3 @@ class Receiver:
         held = self._held.pop(ticket, None)
         if held is not None:
             self._places.give_back(*held)
-
-
-def open_port(address: str, port: int) -> socket.socket:
-    """A listening socket. SO_REUSEADDR, so that a restart need not wait for connections of the past. OSError."""
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-BACKLOG = 512
-"""Connections that the kernel keeps for us: 64 scanners that connect at once must not wait (hazards.md: ≥ 128)."""

@@ -27,8 +27,6 @@ from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from appliance.telemetry.log import Log
 
-KICK_FORWARDER = "kick-forwarder"
-
 log = Log("receive")
 
 
@@ -50,7 +48,7 @@ class Worker:
         self.limits = limits
         self.guard = Guard(limits, on_tick)
         self.ledger = Ledger.open(spool.ledger_path, clock)
-        target = run_dir / KICK_FORWARDER
+        target = run_dir / kick.FORWARDER
         self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target))
         self.door = Door(config, self.intake, self.ledger, clock.wall_ns)
         self.registry = Registry(Verification(limits.drain), Storage(self.intake, limits.drain))

@@ -1,0 +1,656 @@
+"""The first table of hazards.md: what a hostile or broken peer does costs it its own association, and nobody else anything.
+
+Each row against a real receiver on a real spool, while a well-behaved peer's
+echo is answered within a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import resource
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from appliance.config.settings import Listener
+from appliance.dicom.pdu import MAX_ASSOCIATION_PDU
+from appliance.receive import Limits
+from tests.support import objects
+from tests.support.acceptor import (
+    OPEN,
+    QUICK,
+    Box,
+    aborted,
+    associated,
+    config,
+    connect,
+    descriptors,
+    echo,
+    echoing,
+    read_to_end,
+    receiving,
+    served,
+    session,
+)
+from tests.support.scu import (
+    IMPLICIT,
+    VERIFICATION,
+    Lost,
+    Scanner,
+    associate_request,
+    echo_command,
+    fragments,
+    store_command,
+)
+from tests.support.waiting import wait_until
+
+SR = objects.SR
+EXPLICIT = objects.EXPLICIT
+SLOW = Limits(scan=0.05, tick=0.2)
+"""The product's own deadlines: what ends here is not ended by them."""
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    with receiving(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def patient_box(tmp_path: Path) -> Iterator[Box]:
+    with receiving(tmp_path, limits=SLOW) as made:
+        yield made
+
+
+def pdata(context: int, control: int, body: bytes) -> bytes:
+    """One P-DATA-TF PDU with one PDV (PS3.8 9.3.5)."""
+    return struct.pack(">BxLLBB", 4, len(body) + 6, len(body) + 2, context, control) + body
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: silent socket")
+@pytest.mark.parametrize("count", [30, 500])
+def test_silent_connections_cost_no_thread_and_nobody_elses_echo(patient_box: Box, count: int):
+    threads = threading.active_count()
+    with contextlib.ExitStack() as stack, echoing(patient_box.port):
+        for _ in range(count):
+            stack.enter_context(connect(patient_box.port))
+        kept = min(count, patient_box.receiver.limits.pending_per_address)
+        wait_until(lambda: patient_box.receiver._front.accepted >= count and patient_box.receiver.silent >= kept, 10, "silent")
+        assert patient_box.receiver.silent <= kept + 1              # beyond the cap, the oldest had to go
+        assert patient_box.receiver.associations <= 1               # the echoing peer's
+        assert threading.active_count() <= threads + 3
+    wait_until(patient_box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: silent socket")
+def test_a_silent_connection_is_closed_at_the_deadline(box: Box):
+    with echoing(box.port), connect(box.port) as sock:
+        begin = time.monotonic()
+        assert read_to_end(sock) == b""
+        assert QUICK.first_pdu * 0.9 <= time.monotonic() - begin <= 10
+
+
+@pytest.mark.requirement("hazard: silent socket")
+def test_silent_connections_take_no_scanners_place(tmp_path: Path):
+    tight = config(Listener(id="lan", address="127.0.0.1", ports=(0,), unknown="admit", max_associations=2,
+                                  max_per_address=2))
+    with receiving(tmp_path, tight, limits=SLOW) as box, contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connect(box.port))
+        wait_until(lambda: box.receiver.silent == 20, 10, "silent")
+        with session(box.port) as first, session(box.port) as second:
+            assert first.echo() == second.echo() == 0
+
+
+@pytest.mark.requirement("hazard: silent socket")
+def test_one_address_full_of_silence_leaves_others_theirs(tmp_path: Path):
+    limits = Limits(scan=0.05, tick=0.2, pending=12, pending_per_address=10)
+    with receiving(tmp_path, limits=limits) as box, contextlib.ExitStack() as stack:
+        other = stack.enter_context(connect(box.port, source="127.0.0.2"))
+        wait_until(lambda: box.receiver.silent == 1, 10, "silent")
+        flood = [stack.enter_context(connect(box.port)) for _ in range(40)]
+        flood += [stack.enter_context(connect(box.port, source="127.0.0.3")) for _ in range(10)]
+        wait_until(lambda: box.receiver._front.accepted == 51, 10, "accepted")
+        assert box.receiver.silent <= 12
+        assert read_to_end(flood[0]) == b""                        # the oldest of the busiest address had to go
+        other.sendall(associate_request("DCMGATE", "OTHER", [(VERIFICATION, IMPLICIT)]))
+        assert other.recv(1) == b"\x02"                            # the only one of its address was left alone
+
+
+# --- slowness ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: incomplete PDU header")
+def test_three_bytes_of_a_header_cost_no_thread_and_end_at_the_deadline(box: Box):
+    threads = threading.active_count()
+    with echoing(box.port), contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(connect(box.port)) for _ in range(20)]
+        begin = time.monotonic()
+        for peer in peers:
+            peer.sendall(b"\x01\x00\x00")
+        wait_until(lambda: box.receiver.silent >= 20, 5, "pending")
+        assert threading.active_count() <= threads + 3
+        for peer in peers:
+            assert read_to_end(peer) == b""
+        assert time.monotonic() - begin <= 10
+    wait_until(box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: incomplete PDU header")
+def test_three_bytes_of_a_later_header_end_the_association_at_the_deadline(box: Box):
+    scanner = associated(box.port)
+    assert scanner.echo() == 0
+    with echoing(box.port):
+        scanner.sock.sendall(b"\x04\x00\x00")
+        begin = time.monotonic()
+        assert aborted(read_to_end(scanner.sock)) == (2, 0)
+        assert QUICK.pdu * 0.9 <= time.monotonic() - begin <= 10
+    scanner.close()
+    wait_until(box.quiet, 10, "all gone")
+
+
+def trickle(sock: socket.socket, data: bytes, every: float) -> bool:
+    """One byte at a time until the other side has had enough; True if everything could be sent."""
+    pause = threading.Event()
+    for n in range(len(data)):
+        try:
+            sock.send(data[n:n + 1])
+        except OSError:
+            return False
+        pause.wait(every)
+    return True
+
+
+@pytest.mark.requirement("hazard: one byte a second")
+def test_an_association_request_byte_by_byte_has_one_deadline_for_all_of_it(box: Box):
+    with echoing(box.port), connect(box.port) as sock:
+        assert not trickle(sock, associate_request("DCMGATE", "SLOW", [(VERIFICATION, IMPLICIT)]), 0.05)
+    wait_until(box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: one byte a second")
+def test_a_pdu_byte_by_byte_has_one_deadline_for_all_of_it(box: Box):
+    report = objects.sr(1)
+    scanner = associated(box.port, report)
+    with echoing(box.port):
+        context = scanner.context(report)
+        scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+        assert not trickle(scanner.sock, pdata(context, 2, b"\0" * 2000), 0.02)
+    scanner.close()
+    wait_until(box.quiet, 10, "all gone")
+    assert box.held() == []
+
+
+@pytest.mark.requirement("hazard: time-outs are for lack of progress")
+def test_a_slow_object_that_makes_progress_may_take_longer_than_every_deadline(box: Box):
+    report = objects.sr(1)
+    body = b"".join(bytes(part) for part in report.parts)
+    step = len(body) // 12 & ~1
+    with session(box.port, report) as scanner:
+        context = scanner.context(report)
+        scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+        pause = threading.Event()
+        begin = time.monotonic()
+        for at in range(0, len(body), step):
+            pause.wait(0.2)
+            scanner.sock.sendall(pdata(context, 2 if at + step >= len(body) else 0, body[at:at + step]))
+        assert time.monotonic() - begin > 3 * max(QUICK.pdu, QUICK.progress)
+        assert scanner._status() == 0
+    assert [data for _, data in box.held()] == [body]
+
+
+@pytest.mark.requirement("hazard: time-outs are for lack of progress")
+def test_a_peer_that_stops_in_mid_object_is_given_up(box: Box):
+    report = objects.sr(1)
+    scanner = associated(box.port, report)
+    with echoing(box.port):
+        context = scanner.context(report)
+        scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+        scanner.sock.sendall(pdata(context, 0, b"12"))
+        assert aborted(read_to_end(scanner.sock)) == (2, 0)
+    scanner.close()
+    wait_until(box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: peer stops reading")
+def test_a_peer_that_never_reads_its_answers_is_given_up(box: Box):
+    scanner = associated(box.port)
+    scanner.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    message = pdata(scanner.accepted[VERIFICATION, IMPLICIT], 3, echo_command(1)) * 500
+    scanner.sock.settimeout(20)
+    with echoing(box.port), contextlib.suppress(OSError):
+        while True:
+            scanner.sock.sendall(message)
+    scanner.close()
+    wait_until(box.quiet, 20, "given up")
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: PDU length 0xFFFFFFFF")
+@pytest.mark.parametrize("length", [0xFFFFFFFF, MAX_ASSOCIATION_PDU + 1])
+def test_an_absurd_length_before_associating_is_refused_before_anything_is_allocated(patient_box: Box, length: int):
+    before = psutil.Process().memory_info().rss
+    sent = 0
+    with echoing(patient_box.port), connect(patient_box.port) as sock:
+        block = bytes(1 << 20)
+        sock.sendall(struct.pack(">BxL", 1, length))
+        with contextlib.suppress(OSError):
+            for _ in range(256):
+                sent += sock.send(block)
+        sock.settimeout(10)
+        assert aborted(read_to_end(sock)) in ((2, 6), None)       # None: our own flood made the reset overtake it
+    assert sent < 64 << 20
+    assert psutil.Process().memory_info().rss - before < 32 << 20
+    wait_until(patient_box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: PDU length 0xFFFFFFFF")
+def test_the_peer_hears_why_when_it_only_announces_an_absurd_length(patient_box: Box):
+    with connect(patient_box.port) as sock:
+        sock.sendall(struct.pack(">BxL", 1, 0xFFFFFFFF))
+        assert aborted(read_to_end(sock)) == (2, 6)
+
+
+@pytest.mark.requirement("hazard: P-DATA larger than negotiated")
+@pytest.mark.parametrize("length", [131073, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_p_data_larger_than_negotiated_ends_the_association(patient_box: Box, length: int):
+    report = objects.sr(1)
+    scanner = associated(patient_box.port, report)
+    assert scanner.peer_max == 131072
+    with echoing(patient_box.port):
+        context = scanner.context(report)
+        scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+        scanner.sock.sendall(struct.pack(">BxLLBB", 4, length, length - 4, context, 0))
+        assert aborted(read_to_end(scanner.sock)) == (2, 6)
+    scanner.close()
+    wait_until(patient_box.quiet, 10, "all gone")
+    assert patient_box.held() == []
+
+
+@pytest.mark.requirement("hazard: fragments without end")
+def test_a_data_set_without_end_is_written_out_and_never_kept_in_memory(patient_box: Box):
+    report = objects.sr(1)
+    scanner = associated(patient_box.port, report)
+    before = psutil.Process().memory_info().rss
+    with echoing(patient_box.port):
+        context = scanner.context(report)
+        scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+        block = pdata(context, 0, bytes(131066))
+        for _ in range(800):                                       # 100 MB
+            scanner.sock.sendall(block)
+        assert psutil.Process().memory_info().rss - before < 16 << 20
+        scanner.close()
+    wait_until(patient_box.quiet, 10, "all gone")
+    assert patient_box.held() == []
+
+
+@pytest.mark.requirement("hazard: command set without end")
+def test_a_command_set_without_end_ends_the_association(patient_box: Box):
+    scanner = associated(patient_box.port)
+    with echoing(patient_box.port):
+        block = pdata(scanner.accepted[VERIFICATION, IMPLICIT], 1, bytes(4096))
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                scanner.sock.sendall(block)
+        assert aborted(read_to_end(scanner.sock)) in ((2, 6), None)
+    scanner.close()
+    wait_until(patient_box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: pipelined requests")
+def test_pipelined_requests_are_answered_in_order_and_never_piled_up(patient_box: Box):
+    reports = [objects.sr(n) for n in range(40)]
+    with session(patient_box.port, *reports) as scanner:
+        ahead = b"".join(bytes(part) for report in reports for part in scanner.prepare(report))
+        ahead += pdata(scanner.accepted[VERIFICATION, IMPLICIT], 3, echo_command(77))
+        writer = threading.Thread(target=scanner.sock.sendall, args=(ahead,))
+        writer.start()
+        assert [scanner._status() for _ in range(41)] == [0] * 41
+        writer.join(10)
+    assert {custody.uid_text for custody, _ in patient_box.held()} == {report.sop_instance for report in reports}
+
+
+@pytest.mark.requirement("hazard: advertised PDU bounded")
+def test_the_advertised_pdu_is_bounded(tmp_path: Path):
+    small = Listener(id="small", address="127.0.0.1", ports=(0,), unknown="admit", max_pdu=16384)
+    with receiving(tmp_path, config(OPEN, small)) as box:
+        sizes = {}
+        for listener, _, port in box.receiver.addresses:
+            with Scanner(port, [(VERIFICATION, IMPLICIT)]) as scanner:
+                sizes[listener] = scanner.peer_max
+        assert sizes == {"lan": 131072, "small": 16384}
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: connects and closes")
+def test_500_connects_and_closes_leave_nothing_behind(patient_box: Box):
+    threads, fds = threading.active_count(), descriptors()
+    with echoing(patient_box.port) as times:
+        for _ in range(500):
+            connect(patient_box.port).close()
+        wait_until(lambda: patient_box.receiver._front.accepted >= 500, 10, "accepted")
+        wait_until(lambda: len(times) >= 3, 10, "echoes")
+    wait_until(patient_box.quiet, 10, "all gone")
+    wait_until(lambda: threading.active_count() <= threads, 10, "threads are back")
+    assert descriptors() <= fds
+
+
+@pytest.mark.requirement("hazard: more than 1,024 descriptors")
+def test_more_than_1024_open_descriptors(patient_box: Box):
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 2000      # the receiver raised it
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        report = objects.sr(1)
+        with session(patient_box.port, report) as scanner:
+            assert scanner.sock.fileno() > 1024
+            assert scanner.store(report) == 0
+        echo(patient_box.port)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+@pytest.mark.requirement("hazard: no descriptor left")
+def test_no_descriptor_left_closes_newcomers_and_recovers(patient_box: Box):
+    echo(patient_box.port)
+    used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = [socket.socket() for _ in range(40)]
+    fill: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.open("/dev/null", os.O_RDONLY))
+        for fd in fill[-5:]:
+            os.close(fd)
+        del fill[-5:]
+        for client in clients:
+            client.settimeout(5)
+            client.connect(("127.0.0.1", patient_box.port))
+        closed = [client for client in clients if _is_closed(client)]
+        assert len(closed) >= 30
+        assert patient_box.receiver._front.alive
+    finally:
+        for fd in fill:
+            os.close(fd)
+        for client in clients:
+            client.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    wait_until(patient_box.quiet, 10, "all gone")
+    echo(patient_box.port)
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    sock.settimeout(0.3)
+    try:
+        return sock.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.requirement("hazard: backlog")
+def test_64_connects_at_once_are_all_taken_even_while_nobody_accepts(tmp_path: Path):
+    with served(tmp_path) as server, contextlib.ExitStack() as stack:
+        echo(server.port)
+        process = psutil.Process(server.pid)
+        process.suspend()
+        try:
+            peers = [stack.enter_context(connect(server.port, timeout=2)) for _ in range(64)]
+            for peer in peers:
+                peer.sendall(associate_request("DCMGATE", "MANY", [(VERIFICATION, IMPLICIT)]))
+        finally:
+            process.resume()
+        # From one address 32 find a place, the others hear that a limit is reached: nobody waits in vain.
+        answers = sorted(peer.recv(1) for peer in peers)
+        assert answers == [b"\x02"] * 32 + [b"\x03"] * 32
+
+
+@pytest.mark.requirement("hazard: 170 storage classes × 45 syntaxes")
+def test_negotiation_looks_at_what_was_proposed_only(patient_box: Box):
+    syntaxes = [f"1.2.840.10008.1.2.4.{n}" for n in range(50, 84)] + [IMPLICIT]
+    item = b"".join(struct.pack(">BxH", 0x40, len(uid)) + uid.encode() for uid in syntaxes)
+    contexts = b""
+    for n in range(128):
+        abstract = f"1.2.840.10008.5.1.4.1.1.{n + 1}".encode()
+        names = struct.pack(">BxH", 0x30, len(abstract)) + abstract + item
+        contexts += struct.pack(">BxHBxxx", 0x20, len(names) + 4, 2 * n + 1) + names
+    plain = associate_request("DCMGATE", "GREEDY", [])
+    body = plain[6:]
+    application = 68 + 4 + struct.unpack_from(">H", body, 70)[0]
+    body = body[:application] + contexts + body[application:]
+    assert len(body) > 100_000
+    with echoing(patient_box.port), connect(patient_box.port) as sock:
+        sock.sendall(struct.pack(">BxL", 1, len(body)) + body)
+        head = sock.recv(6, socket.MSG_WAITALL)
+        assert head[0] == 2
+        answer = sock.recv(struct.unpack(">L", head[2:])[0], socket.MSG_WAITALL)
+        assert answer.count(b"1.2.840.10008.1.2.4.50") == 128
+
+
+# --- disconnects ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: disconnect in mid-object")
+@pytest.mark.parametrize("how", ["close", "reset", "abort", "release"])
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+def test_a_disconnect_in_mid_object_leaves_nothing_behind(patient_box: Box, how: str, size: int):
+    report = objects.sr(1)
+    echo(patient_box.port)
+    threads, fds, ready = threading.active_count(), descriptors(), patient_box.intake.ready
+    scanner = associated(patient_box.port, report)
+    context = scanner.context(report)
+    scanner.sock.sendall(pdata(context, 3, store_command(1, report.sop_class, report.sop_instance)))
+    for _ in range(0, size, 50_000):
+        scanner.sock.sendall(pdata(context, 0, bytes(min(size, 50_000))))
+    wait_until(lambda: patient_box.intake.in_flight == 1, 10, "in flight")
+    if how == "reset":
+        scanner.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    elif how == "abort":
+        scanner.sock.sendall(struct.pack(">BxLL", 7, 4, 0))
+    elif how == "release":
+        scanner.sock.sendall(struct.pack(">BxLL", 5, 4, 0))
+    scanner.close()
+    wait_until(patient_box.quiet, 10, "given up")
+    wait_until(lambda: patient_box.intake.outstanding == 0 and patient_box.intake.ready >= ready // 2, 10, "settled")
+    assert patient_box.held() == []
+    assert threading.active_count() <= threads
+    assert descriptors() <= fds + 64                               # slots that were made ahead keep theirs
+    with contextlib.closing(patient_box.ledger()) as ledger:
+        assert ledger.counts().accepted == 0
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("hazard: empty SOP Instance UID")
+def test_an_empty_sop_instance_uid_gets_a_failure_status(patient_box: Box):
+    report = objects.sr(1)
+    with session(patient_box.port, report) as scanner:
+        context = scanner.context(report)
+        assert scanner.exchange([pdata(context, 3, store_command(1, report.sop_class, b"")), *fragments(
+            report.parts, report.length, context, 16384)]) == 0x0117
+        assert scanner.store(report) == 0                          # the association is still good
+    assert len(patient_box.held()) == 1
+
+
+HOSTILE = [b"../../x", b"/etc/cron.d/x", b"$(id)", b"a\0b", b"1" * 65, b"\xff\xfe\x1b[2J", b"'; DROP TABLE objects; --",
+           b"%s%n", b"1.2.3\n0000000000000001 forged log line"]
+
+
+def files(box: Box) -> set[str]:
+    return {os.path.relpath(os.path.join(folder, name), box.spool.path) for folder, _, names in os.walk(box.spool.path)
+            for name in names}
+
+
+@pytest.mark.requirement("hazard: hostile UIDs")
+@pytest.mark.parametrize("uid", HOSTILE, ids=lambda uid: ascii(uid[:12]))
+def test_a_hostile_uid_is_taken_into_custody_and_never_part_of_a_path(patient_box: Box, uid: bytes,
+                                                                      capfd: pytest.CaptureFixture[str]):
+    report = objects.sr(1)
+    before = files(patient_box)
+    with session(patient_box.port, report) as scanner:
+        context = scanner.context(report)
+        assert scanner.exchange([pdata(context, 3, store_command(1, report.sop_class, uid)), *fragments(
+            report.parts, report.length, context, 16384)]) == 0
+    wait_until(patient_box.quiet, 10, "done")
+    (custody, data), = patient_box.held()
+    assert custody.sop_instance == uid
+    assert data == b"".join(bytes(part) for part in report.parts)
+    for name in files(patient_box) - before:
+        assert re.fullmatch(r"objects/[0-9a-f]{2}/[0-9a-f]{16}\.dcm|ledger\.sqlite-(wal|shm)", name)
+    logged = capfd.readouterr().err
+    assert "\x1b" not in logged and "\0" not in logged
+
+
+@pytest.mark.requirement("hazard: hostile UIDs")
+def test_a_uid_without_end_is_refused(patient_box: Box):
+    report = objects.sr(1)
+    with session(patient_box.port, report) as scanner:
+        context = scanner.context(report)
+        assert scanner.exchange([pdata(context, 3, store_command(1, report.sop_class, b"1" * 5000)), *fragments(
+            report.parts, report.length, context, 16384)]) == 0x0117
+        assert scanner.store(report) == 0
+
+
+@pytest.mark.requirement("hazard: hostile UIDs")
+def test_hostile_titles_are_escaped_in_what_is_remembered(patient_box: Box):
+    report = objects.sr(1)
+    with Scanner(patient_box.port, [(SR, EXPLICIT)], called=b"../../\0x", calling=b"\x1b[2J$(id)\xff") as scanner:
+        assert scanner.store(report) == 0
+    with contextlib.closing(patient_box.ledger()) as ledger:
+        knock = wait_until(lambda: next(iter(ledger.knocks()), None), 10, "remembered")
+    assert "\x1b" not in knock.text
+    (custody, _), = patient_box.held()
+    assert custody.source.raw_calling == b"\x1b[2J$(id)\xff".ljust(16)
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A small deflated data set that would become 200 MB."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    raw = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    return raw + b"\0" * (len(raw) % 2)
+
+
+NESTED = struct.pack("<HHL", 0x0040, 0xA730, 0xFFFFFFFF) + (
+    struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHL", 0x0040, 0xA730, 0xFFFFFFFF)) * 2000
+
+
+@pytest.mark.requirement("hazard: decompression bomb")
+@pytest.mark.parametrize(("syntax", "content"), [
+    (objects.DEFLATED, bomb()), (IMPLICIT, NESTED), (EXPLICIT, b"MZ no DICOM at all")], ids=["deflated", "nested", "nonsense"])
+def test_nothing_is_decoded_before_custody(patient_box: Box, syntax: str, content: bytes):
+    evil = objects.Instance(SR, objects.uid("evil"), syntax, (content,))
+    before = psutil.Process().memory_info().rss
+    with echoing(patient_box.port), session(patient_box.port, evil) as scanner:
+        assert scanner.store(evil) == 0
+    assert psutil.Process().memory_info().rss - before < 16 << 20
+    (custody, data), = patient_box.held()
+    assert data == content and custody.transfer_syntax == syntax
+
+
+@pytest.mark.requirement("hazard: executable preamble")
+def test_a_polyglot_preamble_has_no_way_in(patient_box: Box):
+    """DIMSE carries no preamble; what pretends to be one is data, and ours is 128 zero bytes (CVE-2019-11687)."""
+    evil = objects.Instance(SR, objects.uid("polyglot"), EXPLICIT, (b"MZ" + bytes(126) + b"DICM" + bytes(64),))
+    with session(patient_box.port, evil) as scanner:
+        assert scanner.store(evil) == 0
+    number, = [n for n in patient_box.spool.object_numbers() if patient_box.spool.object_path(n).stat().st_size]
+    assert patient_box.spool.object_path(number).read_bytes()[:132] == bytes(128) + b"DICM"
+
+
+# --- anything ---------------------------------------------------------------------------------------------------------
+
+
+def conversation() -> bytes:
+    report = objects.sr(1, size=2000)
+    return (associate_request("DCMGATE", "FUZZ", [(VERIFICATION, IMPLICIT), (SR, EXPLICIT)]) + pdata(1, 3, echo_command(1))
+            + pdata(3, 3, store_command(2, SR, report.sop_instance)) + b"".join(
+                bytes(piece) for piece in fragments(report.parts, report.length, 3, 512)) + struct.pack(">BxLL", 5, 4, 0))
+
+
+def mutated(seed: int, whole: bytes) -> bytes:
+    """The conversation with a few bytes changed, cut out, repeated, or made absurd."""
+    dice = random.Random(seed)
+    data = bytearray(whole)
+    for _ in range(dice.randint(1, 6)):
+        at = dice.randrange(len(data))
+        match dice.randrange(6):
+            case 0:
+                data[at] = dice.randrange(256)
+            case 1:
+                del data[at:at + dice.randint(1, 40)]
+            case 2:
+                data[at:at] = dice.randbytes(dice.randint(1, 40))
+            case 3:
+                data[at:at] = data[at:at + dice.randint(1, 200)]
+            case 4:
+                data[at:at + 4] = dice.choice([b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\0\2\0\0"])
+            case _:
+                del data[at:]
+                data += b"\0"
+    return bytes(data)
+
+
+@pytest.mark.requirement("hazard: 1,500 mutated inputs")
+@pytest.mark.slow
+def test_1500_mutated_inputs_leave_threads_and_descriptors_as_they_were(tmp_path: Path):
+    whole = conversation()
+    with receiving(tmp_path, limits=Limits(first_pdu=2, pdu=2, progress=2, closing=0.3, scan=0.1, tick=1)) as box:
+        echo(box.port)
+        threads, fds = threading.active_count(), descriptors()
+        with echoing(box.port):
+            for seed in range(1500):
+                with connect(box.port) as sock, contextlib.suppress(OSError):
+                    sock.sendall(mutated(seed, whole))
+                    sock.shutdown(socket.SHUT_WR)
+                    if seed % 10 == 0:
+                        read_to_end(sock)
+        wait_until(box.quiet, 30, "all gone")
+        wait_until(lambda: threading.active_count() <= threads, 10, "threads are back")
+        assert descriptors() <= fds + 64                           # slots that were made ahead keep theirs
+        assert not box.intake.out_of_intake
+        report = objects.sr(2)
+        with session(box.port, report) as scanner:
+            assert scanner.store(report) == 0
+
+
+@pytest.mark.requirement("hazard: speaks something else")
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"\0", b"\x04\0\0\0\0\6", b"SSH"])
+def test_a_first_byte_that_is_no_association_request_closes_at_once(patient_box: Box, first: bytes):
+    with echoing(patient_box.port), connect(patient_box.port) as sock:
+        sock.sendall(first)
+        assert read_to_end(sock) == b""
+        assert patient_box.receiver._front.alive
+
+
+@pytest.mark.requirement("hazard: repeated A-ASSOCIATE-RQ")
+def test_a_second_association_request_ends_the_association(patient_box: Box):
+    scanner = associated(patient_box.port)
+    scanner.sock.sendall(associate_request("DCMGATE", "TWICE", [(VERIFICATION, IMPLICIT)]))
+    assert aborted(read_to_end(scanner.sock)) == (2, 2)
+    with pytest.raises((Lost, OSError)):
+        scanner.echo()
+    scanner.close()
