@@ -15,7 +15,8 @@ from appliance.spool.index import Index, Query, study_key
 
 def attributes(study: str = "1.2.3", series: str = "1.2.3.1", **values: str) -> Attributes:
     tags = {"name": ix.PATIENT_NAME, "id": ix.PATIENT_ID, "accession": ix.ACCESSION, "date": ix.STUDY_DATE,
-            "modality": ix.MODALITY, "station": ix.STATION, "description": ix.STUDY_DESCRIPTION, "series_description": ix.SERIES_DESCRIPTION}
+            "modality": ix.MODALITY, "station": ix.STATION, "description": ix.STUDY_DESCRIPTION,
+            "series_description": ix.SERIES_DESCRIPTION}
     return Attributes({ix.STUDY_UID: study, ix.SERIES_UID: series} | {tags[k]: v for k, v in values.items()})
 
 
