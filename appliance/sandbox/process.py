@@ -19,11 +19,12 @@ START_SECONDS = 20.0
 class Process:
     """One child running `module` with an address space of `memory` bytes. For one thread at a time.
 
-    Its stdin and stdout are one Unix socket pair, its environment is empty,
+    Its stdin and stdout are one Unix socket pair, its environment is empty or as given,
     stderr goes nowhere: what a hostile object makes it say is of no use.
     """
 
-    def __init__(self, module: str, memory: int) -> None:
+    def __init__(self, module: str, memory: int, environment: dict[str, str] | None = None) -> None:
+        self._environment = environment or {}
         self._module = module
         self._memory = memory
         self._sock: socket.socket | None = None
@@ -93,7 +94,7 @@ class Process:
         command = [sys.executable, "-I", "-m", self._module, str(self._memory), str(os.getpid())]
         try:
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL,
-                                             cwd="/", env={}, start_new_session=True)
+                                             cwd="/", env=self._environment, start_new_session=True)
         except OSError as e:
             ours.close()
             raise SandboxError(f"the limited child cannot be started: {e}", mend="look at memory and process limits") from None
