@@ -21,6 +21,7 @@ from appliance.sandbox.parent import Child, _attributes
 from appliance.sandbox.process import Process
 from tests.support import corpus
 from tests.support.corpus import EXPLICIT_LE, IMPLICIT_LE
+from tests.support.waiting import wait_until
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 WANTED = frozenset({0x00080005, 0x00080060, 0x00080050, 0x00100010, 0x00100020, 0x0020000D})
@@ -177,7 +178,7 @@ def test_it_is_handed_descriptors_and_keeps_none(child: Child, put: Put) -> None
     place = (*put(GOOD), EXPLICIT_LE)
     child.tags([place] * 64, WANTED)
     child.tags([place], WANTED)
-    assert len(os.listdir(f"/proc/{child.pid}/fd")) == 3
+    wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == 3, 10, "descriptors are closed behind the answer")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         child.close()
