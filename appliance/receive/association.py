@@ -285,13 +285,13 @@ class Association:
         """The request is whole: have it done, and answer."""
         call, guard = self._call, self._host.guard
         assert call is not None
-        self._task = None
         self._token = token = [None]
         self._steps += 1
         self.phase = STORE
         if not guard.armed:
             guard.arm()
         responses = task.end()
+        self._task = None
         try:
             token.pop()
         except IndexError:

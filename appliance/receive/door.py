@@ -3,8 +3,9 @@
 The decision is `policy.admit`'s, and `policy.storage_admitted`'s where storage is
 proposed; this is what hands them configuration, the admissions of persons and
 the room there is. Who was refused, held or let in without being known is
-remembered with what it proposed; the clerk's thread writes that to the ledger
-once a second at most, never the accept path. It sleeps while nobody knocks.
+remembered with what it proposed. The clerk's thread writes that to the ledger,
+never the accept path: who is new within a second, who came before at the tick.
+It sleeps while nobody knocks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LOCAL_LIMIT = (2, 3, 2)
 """Rejected transient, by the service provider (presentation), local limit exceeded (PS3.8 9.3.4)."""
 
 REMEMBERED = 512
-"""Different callers that are remembered between two writes; further ones are only counted."""
+"""Different callers that are remembered; further ones between two writes are only counted."""
 
 STUCK = 10
 """Seconds after which a write or sync that has not returned closes the door to storage."""
@@ -78,6 +79,7 @@ class Door:
         self._book = book
         self._wall_ns = wall_ns
         self._knocks: dict[tuple[str, str, str], Knock] = {}
+        self._seen: set[tuple[str, str, str, str]] = set()
         self._unwritten = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -170,7 +172,18 @@ class Door:
                 return
             count, first = (known.count, known.first_wall) if known else (0, now)
             self._knocks[key] = replace(knock, count=count + 1, first_wall=first, last_wall=now)
-        self._wake.set()
+            new = (*key, knock.verdict) not in self._seen
+            if new:
+                if len(self._seen) >= REMEMBERED:
+                    self._seen.clear()
+                self._seen.add((*key, knock.verdict))
+        if new:
+            self._wake.set()
+
+    def tick(self) -> None:
+        """Have those written down who have knocked again."""
+        if self._knocks:
+            self._wake.set()
 
     def _write_knocks(self) -> None:
         while True:
@@ -183,7 +196,7 @@ class Door:
                 log.warning("too many different callers to remember", callers=unwritten)
             if knocks:
                 for knock in knocks:
-                    log.warning("a caller that is not a known peer", title=knock.title, called=knock.called,
+                    log.warning("a caller to look at", title=knock.title, called=knock.called,
                                 address=knock.address, outcome=knock.verdict, count=knock.count, why=knock.text)
                 try:
                     self._book.knocked(knocks)

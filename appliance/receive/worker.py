@@ -46,7 +46,8 @@ class Worker:
     def __init__(self, spool: Spool, clock: Clock, run_dir: Path, limits: Limits, config: Config, *,
                  on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None) -> None:
         self.limits = limits
-        self.guard = Guard(limits, on_tick)
+        self.guard = Guard(limits, self._tick)
+        self._on_tick = on_tick
         self.ledger = Ledger.open(spool.ledger_path, clock)
         target = run_dir / kick.FORWARDER
         self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target))
@@ -64,6 +65,10 @@ class Worker:
         self.intake.start()
         self.door.start()
         self.guard.start()
+
+    def _tick(self) -> None:
+        self.door.tick()
+        self._on_tick()
 
     def configure(self, config: Config) -> None:
         """Decide by that from now on; associations that are in stay in."""

@@ -176,6 +176,11 @@ def read_to_end(sock: socket.socket) -> bytes:
         got += piece
 
 
+def last_words(scanner: Scanner) -> bytes:
+    """Everything that comes on an association until the peer closes it."""
+    return scanner._rest + read_to_end(scanner.sock)
+
+
 def aborted(raw: bytes) -> tuple[int, int] | None:
     """(source, reason) of the A-ABORT at the end of what a peer sent, if there is one (PS3.8 9.3.8)."""
     return (raw[-2], raw[-1]) if raw[-10:-4] == b"\x07\0\0\0\0\4" else None
