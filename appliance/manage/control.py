@@ -55,6 +55,11 @@ def user_name(uid: int) -> str:
         return f"uid:{uid}"
 
 
+def this_user() -> str:
+    """Who runs this process."""
+    return user_name(os.getuid())
+
+
 def requester(connection: socket.socket) -> str:
     """Who is at the other end of a Unix socket, by the kernel's word (unix(7), SO_PEERCRED)."""
     _pid, uid, _gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
@@ -288,7 +293,7 @@ class Local:
 
     def __init__(self, verbs: Mapping[str, Verb], by: str | None = None) -> None:
         self._verbs = verbs
-        self._by = by or user_name(os.getuid())
+        self._by = by or this_user()
 
     def call(self, verb: str, **args: Any) -> Any:
         return do(self._verbs, self._by, verb, args)

@@ -23,6 +23,16 @@ def send(path: Path) -> None:
         sender.sendto(b"\0", str(path))
 
 
+def listens(path: Path) -> bool:
+    """Whether a process has its mailbox at `path`. It is not disturbed by the question."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        try:
+            asker.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
 class Mailbox:
     """The listening end. OSError from the constructor where the folder does not let us."""
 

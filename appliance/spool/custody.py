@@ -89,7 +89,7 @@ class CustodyVerbs(LedgerCore):
         return [owner for owner in owners if not is_alive(owner)]
 
     def knocked(self, knocks: Sequence[Knock]) -> None:
-        """Note callers that were refused or held, for `dcmgate peer knocks`. Not custody: no event."""
+        """Note callers that were refused or held, for `dcmgate peers`. Not custody: no event."""
         def work(t: Transaction) -> None:
             for k in knocks:
                 t.run("INSERT INTO knocks VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (title, called, address) DO UPDATE SET"

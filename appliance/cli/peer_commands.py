@@ -1,0 +1,65 @@
+"""`dcmgate peers` and `admit`: who sent, who knocked and was refused or held, and who was let in by a person."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from appliance.cli import exits
+from appliance.cli.context import Site
+from appliance.cli.text import safe, table, when
+from appliance.model import escape
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    peers = commands.add_parser("peers", help="who sent, who knocked, who was let in", parents=[common])
+    peers.set_defaults(run=seen)
+    verbs = peers.add_subparsers(metavar="VERB", dest="verb")
+    one = verbs.add_parser("seen", help="who sent, and who knocked (the default)", parents=[common])
+    one.set_defaults(run=seen)
+    two = verbs.add_parser("admitted", help="who was let in by a person", parents=[common])
+    two.set_defaults(run=admitted)
+    for parser in (verbs.add_parser("admit", help="let a caller in that no [[peer]] names", parents=[common]),
+                   commands.add_parser("admit", help="the same as `peers admit`", parents=[common])):
+        parser.add_argument("title", metavar="TITLE", help='calling AE title as `peers` shows it; "" for a blank one')
+        parser.add_argument("address", metavar="ADDRESS", help="address it calls from")
+        parser.set_defaults(run=admit)
+
+
+def seen(site: Site, arguments: argparse.Namespace) -> int:
+    ledger = site.opened().ledger
+    arrivals, knocks = ledger.arrivals(), ledger.knocks()
+    site.emit({"sent": [{"source": a.source, "peer": a.peer, "objects": a.count, "last": a.last_wall} for a in arrivals],
+               "knocked": [{"title": k.title, "called": k.called, "address": k.address, "verdict": k.verdict, "text": k.text,
+                            "count": k.count, "first": k.first_wall, "last": k.last_wall} for k in knocks]})
+    site.say(table(("SENT", "PEER", "OBJECTS", "LAST"),
+                   [[safe(a.source), a.peer or "-", str(a.count), when(a.last_wall)] for a in arrivals], right=(2,))
+             if arrivals else "nobody has sent anything yet")
+    if knocks:
+        site.say()
+        site.say(table(("KNOCKED", "CALLED", "ADDRESS", "TIMES", "LAST", "ANSWER", "WHY"),
+                       [[_title(k.title), _title(k.called), k.address, str(k.count), when(k.last_wall), k.verdict, safe(k.text)]
+                        for k in knocks], right=(3,), columns=site.columns))
+    first = next((k for k in knocks if k.verdict != "accept"), None)
+    if first is not None:
+        site.say(site.dim(f'to let one in: dcmgate admit "{escape(first.title)}" {first.address}, or write a [[peer]] for it'))
+    return exits.OK
+
+
+def _title(title: str) -> str:
+    return f'"{safe(title)}"'
+
+
+def admitted(site: Site, arguments: argparse.Namespace) -> int:
+    found = site.opened().ledger.admitted()
+    site.emit({"admitted": [{"title": a.title, "address": a.address, "by": a.by, "wall": a.wall} for a in found]})
+    site.say(table(("TITLE", "ADDRESS", "BY", "SINCE"), [[_title(a.title), a.address, a.by, when(a.wall)] for a in found])
+             if found else "nobody was let in by a person")
+    return exits.OK
+
+
+def admit(site: Site, arguments: argparse.Namespace) -> int:
+    result = site.asking().call("admit", title=arguments.title, address=arguments.address)
+    site.emit(result)
+    site.say(f'"{result["title"]}" at {result["address"]} is let in')
+    return exits.OK

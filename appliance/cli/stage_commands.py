@@ -1,0 +1,69 @@
+"""`dcmgate run|receiver|forwarder|keeper`: a stage in the foreground, until SIGTERM or Ctrl-C.
+
+SIGTERM and SIGINT drain: nothing more is taken, what is under way is finished
+within a bound. A second one ends at once; nothing that was acknowledged is lost
+by that either. SIGHUP puts the configuration file in force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+from types import FrameType
+from typing import Any
+
+from appliance.cli import exits
+from appliance.cli.context import Site
+
+STAGES = {
+    "run": ("everything in one process", ("keeper", "forwarder", "receiver")),
+    "receiver": ("take associations from scanners", ("receiver",)),
+    "forwarder": ("route, and deliver to destinations", ("forwarder",)),
+    "keeper": ("confirm, retire, alarms, configuration, control socket", ("keeper",)),
+}
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    for name, (text, stages) in STAGES.items():
+        one = commands.add_parser(name, help=text, parents=[common])
+        one.add_argument("--log", metavar="LEVEL", choices=("debug", "info", "warning", "error"), default="info",
+                         help="least level of what is logged (default: info)")
+        one.set_defaults(run=run, stages=stages, stage=name)
+
+
+def run(site: Site, arguments: argparse.Namespace) -> int:
+    from appliance.cli.services import Box
+    from appliance.telemetry import log
+    from appliance.telemetry.notify import notify
+    log.set_up(arguments.log)
+    said = log.Log("main")
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    stopping = False
+
+    def caught(number: int, _frame: FrameType | None) -> None:
+        if stopping and number != signal.SIGHUP:
+            os._exit(exits.INTERRUPTED)
+        signals.put(number)
+
+    before = {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    box = Box(site.config_path, arguments.stages)
+    try:
+        box.start()
+        said.info("ready", stages=" ".join(arguments.stages), generation=box.config.generation)
+        notify(READY=1, STATUS=f"generation {box.config.generation}")
+        site.line({"ready": arguments.stage, "generation": box.config.generation})
+        while (number := signals.get()) == signal.SIGHUP:
+            notify(RELOADING=1)
+            box.reload()
+            notify(READY=1, STATUS=f"generation {box.config.generation}")
+        stopping = True
+        notify(STOPPING=1)
+        said.info("draining", signal=signal.Signals(number).name)
+    finally:
+        box.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said.info("ended")
+    return exits.OK
