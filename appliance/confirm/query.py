@@ -1,0 +1,92 @@
+"""Proof by query: does the archive list the object (C-FIND, Study Root, IMAGE level)?
+
+One query for each series, over one association. An object whose study or
+series is not known is asked for by its UID alone, which an archive need not
+answer: such an object is then neither proved nor missing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from appliance.config.settings import Destination
+from appliance.confirm.proof import Evidence, Unavailable, Verdict
+from appliance.dicom.part10 import is_uid
+from appliance.errors import SandboxError
+from appliance.sandbox.find import Archive, Finder, Search
+from appliance.spool.index import Located
+from appliance.spool.rows import Sent
+
+AT_ONCE = 64
+"""UIDs in one query without study and series."""
+
+Locator = Callable[[Sequence[int]], Mapping[int, Located]]
+
+_Titles = tuple[str, str]
+
+
+class QueryProof:
+    """`locate` gives study and series of objects, as far as they are known."""
+
+    def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None) -> None:
+        self._destination = destination
+        self._locate = locate
+        self._finder = finder or Finder()
+
+    def close(self) -> None:
+        self._finder.close()
+
+    def look(self, sent: Sequence[Sent]) -> list[Evidence]:
+        found: list[Evidence] = []
+        located = self._locate([each.number for each in sent])
+        groups: dict[_Titles, list[Sent]] = defaultdict(list)
+        for each in sent:
+            if is_uid(each.sop_instance):
+                groups[self._titles(each)].append(each)
+            else:
+                found.append(Evidence(each.number, Verdict.UNKNOWN, "its UID is none: no query can ask for it"))
+        for titles, objects in groups.items():
+            found += self._ask(titles, objects, located)
+        return found
+
+    def _titles(self, sent: Sent) -> _Titles:
+        """Called and calling title, as the object was sent with."""
+        called = self._destination.called or sent.source.called
+        calling = self._destination.calling or sent.source.calling
+        return called or "ANY-SCP", calling or "DCMGATE"
+
+    def _ask(self, titles: _Titles, objects: Sequence[Sent], located: Mapping[int, Located]) -> list[Evidence]:
+        destination = self._destination
+        archive = Archive(destination.address, destination.port, *titles, destination.connect_seconds,
+                          destination.progress_seconds)
+        series: dict[tuple[str, str], list[Sent]] = defaultdict(list)
+        others: list[Sent] = []
+        for each in objects:
+            place = located.get(each.number)
+            if place is not None and is_uid(place.study_uid.encode()) and is_uid(place.series_uid.encode()):
+                series[place.study_uid, place.series_uid].append(each)
+            else:
+                others.append(each)
+        asked = [(Search(study, one), group) for (study, one), group in series.items()]
+        asked += [(Search(uids=tuple(_text(each) for each in chunk)), chunk) for chunk in
+                  (others[i:i + AT_ONCE] for i in range(0, len(others), AT_ONCE))]
+        try:
+            answers = self._finder.images(archive, [search for search, _ in asked])
+        except SandboxError as error:
+            raise Unavailable(error.message) from None
+        where = f"{archive.called} at {archive.address}:{archive.port}"
+        return [evidence for (search, group), answer in zip(asked, answers, strict=True)
+                for evidence in _evidence(group, answer, where, surely=bool(search.series))]
+
+
+def _evidence(objects: Iterable[Sent], answer: frozenset[str] | str, where: str, *, surely: bool) -> list[Evidence]:
+    if isinstance(answer, str):
+        return [Evidence(each.number, Verdict.UNKNOWN, f"{where}: {answer}") for each in objects]
+    missing = Verdict.MISSING if surely else Verdict.UNKNOWN
+    return [Evidence(each.number, Verdict.PRESENT, f"C-FIND: listed by {where}") if _text(each) in answer
+            else Evidence(each.number, missing, f"C-FIND: not listed by {where}") for each in objects]
+
+
+def _text(sent: Sent) -> str:
+    return sent.sop_instance.decode("ascii")
