@@ -22,6 +22,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -84,7 +85,7 @@ class Archive:
             raise ArchiveMissing(errno.ENOENT, f"{path} is not there: {e.strerror}") from None
         try:
             self.uuid = self._identity()
-        except BaseException:
+        except OSError:
             self.close()
             raise
 
@@ -127,16 +128,17 @@ class Archive:
         part = f"incoming/{custody.number:016x}-{name[:16]}.part"
         head = build_head(custody)
         fd = os.open(part, _WRITE, 0o644, dir_fd=self._root)
+        whole = False
         try:
-            try:
-                _write(fd, head)
-                for chunk in chunks:
-                    _write(fd, chunk)
-            except BaseException:
-                os.ftruncate(fd, 0)  # of no use to anybody; the name stays, and is used again
-                raise
+            _write(fd, head)
+            for chunk in chunks:
+                _write(fd, chunk)
             os.fsync(fd)
+            whole = True
         finally:
+            if not whole:
+                with suppress(OSError):
+                    os.ftruncate(fd, 0)  # of no use to anybody; the name stays, and is used again
             os.close(fd)
         os.rename(part, reference, src_dir_fd=self._root, dst_dir_fd=self._root)
         _sync_folder(shard, self._root)
