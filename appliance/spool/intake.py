@@ -73,14 +73,19 @@ class Intake:
     def start(self) -> None:
         """Open intake. SpoolFault or LedgerError where it cannot be; a full disk is no reason not to start."""
         self.boot = self._ledger.boot
-        self._own()
-        self.recovery = recover(self.spool, self._ledger)
-        held_bytes, largest = held(self._ledger)
-        self._gauge = Gauge(self.spool, held_bytes, largest)
         try:
-            self._slots.put(self._slots.make())
-        except SpoolFull as e:
-            self._slots.failure = e
+            self._own()
+            self.recovery = recover(self.spool, self._ledger)
+            held_bytes, largest = held(self._ledger)
+            self._gauge = Gauge(self.spool, held_bytes, largest)
+            try:
+                self._slots.put(self._slots.make())
+            except SpoolFull as e:
+                self._slots.failure = e
+        except BaseException:
+            self._slots.close()
+            self._disown()
+            raise
         self._thread = threading.Thread(target=self._maintain, name="intake", daemon=True)
         self._thread.start()
 
@@ -156,8 +161,8 @@ class Intake:
             except LedgerError as e:
                 self._close(f"ledger: {e}")
                 clean = False
-        if self._owner_lock is not None and self._in_flight == 0:
-            self._owner_lock.release()
+        if self._in_flight == 0:
+            self._disown()
         return clean
 
     # The writers' side (writer.Host)
@@ -225,6 +230,12 @@ class Intake:
                 return
             lock.release()
         raise SpoolFault("no owner number could be locked", mend="Look for another process that holds the spool's owners file.")
+
+    def _disown(self) -> None:
+        """From now on whoever starts judges what this process left open."""
+        if self._owner_lock is not None:
+            self._owner_lock.release()
+            self._owner_lock = None
 
     def _granted(self, count: int) -> int:
         return self._ledger.grant(self.owner, count)

@@ -24,9 +24,9 @@ def intake_of(spool: Spool, clock: Clock | None = None, *, start: bool = True, *
     """A started intake, stopped at the end; its ledger is `intake.ledger`, closed at the end too."""
     with Ledger.open(spool.ledger_path, clock or SystemClock()) as ledger:
         intake = Intake(spool, ledger, clock or SystemClock(), **settings)  # type: ignore[arg-type]
-        if start:
-            intake.start()
         try:
+            if start:
+                intake.start()
             yield intake
         finally:
             intake.stop(10.0)

@@ -329,8 +329,12 @@ def test_numbers_are_granted_before_their_files_exist(spool: Spool, monkeypatch:
 def test_a_number_whose_file_exists_is_never_taken(spool: Spool) -> None:
     """A rolled-back ledger grants numbers again: their objects are not touched, and intake stays closed."""
     spool.object_path(3).write_bytes(b"an acknowledged object")
-    with intake_of(spool, start=False) as intake, pytest.raises(SpoolFault, match="older than the objects"):
-        intake.start()
+    before = len(os.listdir("/proc/self/fd"))
+    with intake_of(spool, start=False) as intake:
+        with pytest.raises(SpoolFault, match="older than the objects"):
+            intake.start()
+        assert not spool.is_alive(1)
+    assert len(os.listdir("/proc/self/fd")) == before
     assert spool.object_path(3).read_bytes() == b"an acknowledged object"
 
 
