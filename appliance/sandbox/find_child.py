@@ -65,7 +65,7 @@ def one(association: Any, model: Any, search: Any, most: int) -> dict[str, Any]:
     for status, identifier in association.send_c_find(query, model):
         code = status.get("Status")
         if code is None:
-            return {"error": "the archive went silent in a query"}
+            return {"error": "the archive broke off or went silent at a query; it may not let our title ask"}
         if code in PENDING:
             if identifier is not None and (uid := str(identifier.get("SOPInstanceUID", ""))):
                 uids.append(uid[:64])
