@@ -31,7 +31,8 @@ def receive(sock: socket.socket, most: int, deadline: float | None = None) -> tu
     too long or ends early, TimeoutError behind the deadline.
     """
     descriptors: list[int] = []
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(close_all, descriptors)
         head = _exactly(sock, _LENGTH, deadline, descriptors)
         if not head:
             return b"", []
@@ -41,10 +42,8 @@ def receive(sock: socket.socket, most: int, deadline: float | None = None) -> tu
         payload = _exactly(sock, length, deadline, descriptors)
         if len(payload) < length:
             raise SandboxError("message ended early")
+        failed.pop_all()
         return payload, descriptors
-    except BaseException:
-        close_all(descriptors)
-        raise
 
 
 def close_all(descriptors: list[int]) -> None:

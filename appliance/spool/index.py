@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -263,10 +263,9 @@ class Index:
             try:
                 work(db)
                 db.execute("COMMIT")
-            except BaseException:
+            finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-                raise
         self._work(transaction)
 
 
@@ -288,7 +287,8 @@ def _sql_folded(*values: Any) -> str:
 def _connect(path: Path, read_only: bool) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     db = apsw.Connection(str(path), flags=flags)
-    try:
+    with ExitStack() as failed:
+        failed.callback(db.close)
         db.set_busy_timeout(5000)
         db.create_scalar_function("fold", _sql_folded, 1, deterministic=True)
         version = int(db.execute("PRAGMA user_version").get)
@@ -302,9 +302,7 @@ def _connect(path: Path, read_only: bool) -> apsw.Connection:
             db.execute("PRAGMA secure_delete = FAST")
             db.execute("PRAGMA journal_size_limit = 16777216")
         db.execute("PRAGMA cache_size = -4000")
-    except BaseException:
-        db.close()
-        raise
+        failed.pop_all()
     return db
 
 
