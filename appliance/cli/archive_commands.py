@@ -19,9 +19,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def init(site: Site, arguments: argparse.Namespace) -> int:
-    from appliance.forward.folder import init as make
+    from appliance.net.archive import init as make
     folder = Path(arguments.folder).absolute()
-    make(folder)
-    site.emit({"path": str(folder)})
-    site.say(f"{folder}: is an archive now; name it as path of a [[destination]] with type = \"folder\"")
+    uuid = make(folder)
+    site.emit({"path": str(folder), "uuid": uuid})
+    site.say(f'{folder}: is an archive now; name it as path of a [[destination]] with type = "folder"')
     return exits.OK

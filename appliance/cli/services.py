@@ -7,6 +7,7 @@ generation lies in the spool's ledger.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,14 @@ from appliance.manage.generations import InForce, Source
 from appliance.net import kick
 from appliance.spool.layout import Spool, open_configured
 from appliance.spool.ledger import Ledger
-from appliance.telemetry.log import Log
+from appliance.telemetry.log import ROOT, Log
 
 if TYPE_CHECKING:
     from appliance.cli.context import Site
     from appliance.spool.index import Index
 
 _log = Log("services")
+logging.getLogger(ROOT).addHandler(logging.NullHandler())      # a command says what a person needs; only a stage logs
 
 
 @dataclass(frozen=True, slots=True)
