@@ -20,7 +20,9 @@ from pathlib import Path
 from appliance.dicom.part10 import HEAD, parse_head
 from appliance.errors import HeadError
 from appliance.model import Custody, number_text
+from appliance.spool.events import unescape
 from appliance.spool.layout import Spool, file_number, spool_error, sync_folder, write_whole
+from appliance.spool.ledger import Ledger
 
 Acknowledged = Callable[[str, int, int], bool]
 """Whether an object of that SOP Instance UID was acknowledged after that boot ordinal and time since boot."""
@@ -87,6 +89,14 @@ def entries(spool: Spool) -> list[Entry]:
         except (OSError, ValueError, KeyError, TypeError):
             found.append(Entry(number, "no note of the reason", False))
     return found
+
+
+def acknowledged_in(ledger: Ledger) -> Acknowledged:
+    """What `drop_remnants` asks, answered from the ledger."""
+    def acknowledged(uid: str, boot: int, since_boot: int) -> bool:
+        return any((row.custody.boot, row.custody.since_boot) > (boot, since_boot)
+                   for row in ledger.objects_of_uid(unescape(uid), limit=1))
+    return acknowledged
 
 
 def drop_remnants(spool: Spool, acknowledged: Acknowledged) -> list[int]:

@@ -63,6 +63,25 @@ def test_only_remnants_that_came_again_are_dropped(spool: Spool) -> None:
     assert sorted(os.listdir(spool.quarantine)) == [f"{n:016x}.{kind}" for n in (1, 3) for kind in ("dcm", "json")]
 
 
+@pytest.mark.requirement("I4")
+def test_a_remnant_goes_when_its_uid_was_acknowledged_again(spool: Spool) -> None:
+    """Not for an object of that UID that was acknowledged before it."""
+    for uid in (b"1.5", b"1.6\\\xff"):
+        with intake_of(spool, ready=4) as intake:
+            accept(intake, b"before", uid)
+            remnant = accept(intake, b"a remnant", uid)
+        os.truncate(spool.object_path(remnant.number), 4100)
+        quarantine.put(spool, remnant.number, "remnant: too short", remnant=True)
+        with intake_of(spool, ready=4) as intake:
+            asked = quarantine.acknowledged_in(intake._ledger)
+            assert not asked(remnant.uid_text, remnant.boot, remnant.since_boot)
+            assert asked(remnant.uid_text, remnant.boot, remnant.since_boot - 1)
+            again = accept(intake, b"once more", uid)
+        with intake_of(spool, ready=4) as intake:
+            assert again.since_boot > remnant.since_boot
+            assert quarantine.drop_remnants(spool, quarantine.acknowledged_in(intake._ledger)) == [remnant.number]
+
+
 @pytest.mark.parametrize(("code", "error"), [(errno.EIO, SpoolFault), (errno.ENOSPC, SpoolFull)])
 def test_errors_are_ours_and_leave_the_object(spool: Spool, monkeypatch: pytest.MonkeyPatch, code: int,
                                               error: type[Exception]) -> None:
