@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from appliance.dicom.elements import reader
 from appliance.dicom.part10 import HEAD
-from appliance.errors import SandboxError
+from appliance.errors import FormatError, SandboxError
 from appliance.model import Attributes
 from appliance.sandbox import frames
+from appliance.sandbox.inflate import inflating
 from appliance.sandbox.parent import Child, _attributes
 from appliance.sandbox.process import Process
 from tests.support import corpus
@@ -107,6 +109,13 @@ def test_deflate_bomb(child: Child, put: Put) -> None:
     assert good(found[0]) and good(found[3])
     if child.pid:
         assert psutil.Process(child.pid).memory_info().rss < MEMORY
+
+
+@pytest.mark.requirement("hazard: 796 KiB deflate bomb")
+def test_no_more_is_inflated_than_the_bound() -> None:
+    with pytest.raises(FormatError, match="inflated"):
+        inflating(reader(BOMB))(600 << 20, 16)
+    assert inflating(reader(BOMB))(100 << 20, 16) == bytes(16)
 
 
 @pytest.mark.requirement("hazard: 2,000-deep sequence")
