@@ -194,11 +194,13 @@ class Desk:
 
     # --- offers -----------------------------------------------------------------------------------------------------------
 
-    def next(self, *, above: Priority | None = None, probed: bool = False) -> Offer:
+    def next(self, *, above: Priority | None = None, probed: bool = False,
+             claiming: Callable[[Sequence[int]], None] = lambda numbers: None) -> Offer:
         """What a lane does now. Claims what it hands out. LedgerError.
 
         `above`: only classes more urgent than that one, for a lane that has
         objects in hand. `probed`: this lane has just found the destination there.
+        `claiming` is told the numbers before they are claimed.
         """
         with self._lock:
             now = self._clock.boot_ns()
@@ -216,7 +218,7 @@ class Desk:
                 classes = [priority for priority in classes if priority < above]
             elif self._soft and self._soft[0].priority in classes and self._queue.highest(classes) is None:
                 self._take_up(self._soft)
-            objects = self._pick(classes, 1 if probed else self._share())
+            objects = self._pick(classes, 1 if probed else self._share(), claiming)
             if objects:
                 return Batch(objects)
             return Pause(0.0 if self._more else min(pause, self._next_due(now)))
@@ -240,7 +242,7 @@ class Desk:
         wait = max(self._own.wait(now, Priority.ROUTINE), self._total.wait(now, Priority.ROUTINE))
         return ([Priority.TRAUMA], wait / SECOND) if wait else (list(Priority), LONG_PAUSE)
 
-    def _pick(self, classes: Sequence[Priority], limit: int) -> tuple[Queued, ...]:
+    def _pick(self, classes: Sequence[Priority], limit: int, claiming: Callable[[Sequence[int]], None]) -> tuple[Queued, ...]:
         rates = [rate for rate in (self._own.rate, self._total.rate) if rate]
         most = min(rates) * PACED_SECONDS if rates else None
         rows: list[Queued] = []
@@ -254,7 +256,9 @@ class Desk:
                 if row is not None:
                     rows.append(row)
                     length += row.length
-            claimed = set(self._ledger.claim(self.id, [row.number for row in rows]))
+            numbers = [row.number for row in rows]
+            claiming(numbers)
+            claimed = set(self._ledger.claim(self.id, numbers))
         except BaseException:
             for row in rows:
                 self._queue.add(row.number, row.priority, row.study, row.seq)

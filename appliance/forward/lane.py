@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain, groupby
 
 from appliance.clock import SECOND, Clock
+from appliance.config.settings import Destination
 from appliance.errors import DeliveryError, LedgerError, ObjectDamaged, SpoolError
 from appliance.forward.desk import Desk
 from appliance.forward.transport import Transport
+from appliance.forward.underway import Note
 from appliance.forward.work import Batch, Pause, Probe, Result
 from appliance.model import Fault, Outcome
 from appliance.schedule import Backoff
@@ -45,7 +48,8 @@ class Lane:
     """`step` until it returns None; `run` does that, in a thread of its own."""
 
     def __init__(self, desk: Desk, make_transport: Callable[[], Transport], clock: Clock, name: str,
-                 on_settled: Callable[[], None] = lambda: None) -> None:
+                 note: Note | None = None, on_settled: Callable[[], None] = lambda: None,
+                 on_ended: Callable[[], None] = lambda: None) -> None:
         self.name = name
         self.desk = desk
         self.event = threading.Event()
@@ -54,7 +58,10 @@ class Lane:
         self._make_transport = make_transport
         self._transport = make_transport()
         self._clock = clock
+        self._note = note or Note(None, 0, "")
         self._on_settled = on_settled
+        self._on_ended = on_ended
+        self._in_transport = False
         self._leaving = False
         self._aborted = False
         self._used_at: int | None = None
@@ -64,6 +71,7 @@ class Lane:
         self._results: list[Result] = []       # known, not durable yet
         self._oldest = 0
         self._stopped = False
+        self._told = False                     # the last outcome was a fault
         self._let_go = ""                      # why what is in hand is given back at once
         self._ledger_faults = 0
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
@@ -92,8 +100,8 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        """Whether objects are in hand."""
-        return bool(self._hand)
+        """Whether objects are in hand, and it is the lane's turn: a transport bounds its own time without progress."""
+        return bool(self._hand or self._results) and not self._in_transport
 
     def run(self) -> None:
         """The thread."""
@@ -108,6 +116,8 @@ class Lane:
         finally:
             self._transport.close()
             self.desk.leave(self.event)
+            if not self._hand and not self._results:
+                self._on_ended()
 
     def guarded_step(self) -> float | None:
         """`step`, where no error ends the lane."""
@@ -133,7 +143,7 @@ class Lane:
         row = next(iter(self._hand.values()), None)
         if row is not None:
             text = f"fault of the program while it was sent ({why[:200]}) — report it with the log"
-            self._note(row, Outcome(row.number, Fault.OBJECT, text=text))
+            self._took(row, Outcome(row.number, Fault.OBJECT, text=text))
             self.desk.refused(row, text)
         self._stopped = False
         self.desk.unproved()
@@ -149,7 +159,7 @@ class Lane:
             return None
         if self._hand:
             return self._go_on()
-        offer = self.desk.next()
+        offer = self.desk.next(claiming=self._claiming)
         if isinstance(offer, Pause):
             return self._idle(offer.seconds)
         if isinstance(offer, Probe):
@@ -162,7 +172,7 @@ class Lane:
         """There are objects in hand that gave way: what is more urgent goes first, then these."""
         hand = list(self._hand.values())
         wait = self.desk.hold_up(hand[0])
-        offer = self.desk.next(above=min(row.priority for row in hand))
+        offer = self.desk.next(above=min(row.priority for row in hand), claiming=self._claiming)
         if isinstance(offer, Batch):
             self._gave_way.update(row.number for row in hand)
             self._send(offer.objects if wait else interleave(offer.objects, hand, self._urgent))
@@ -203,7 +213,7 @@ class Lane:
             self.desk.failed(finding.fault, finding.text)
             return
         try:
-            offer = self.desk.next(probed=True)
+            offer = self.desk.next(probed=True, claiming=self._claiming)
             if isinstance(offer, Batch):
                 self._send(offer.objects)
             elif isinstance(offer, Pause) and offer.seconds:
@@ -213,35 +223,43 @@ class Lane:
 
     # --- sending ------------------------------------------------------------------------------------------------------------
 
-    def _send(self, objects: Sequence[Queued]) -> None:
-        held = self._hand
+    def _claiming(self, numbers: Sequence[int]) -> None:
+        self._note.window([*self._hand, *numbers])
+
+    def _send(self, batch: Sequence[Queued]) -> None:
+        objects = together(batch, self.desk.destination)
+        behind = {number: row for number, row in self._hand.items() if number not in {row.number for row in objects}}
         self._hand = {row.number: row for row in objects}
-        behind = {number: row for number, row in held.items() if number not in self._hand}
-        self._stopped = False
+        self._stopped = self._told = False
         self._let_go = ""
-        before = len(self._results)
-        failure, lost = "", False
+        self._note.under_way(objects[0].number)
+        lost = False
         try:
-            self._transport.send(tuple(objects), self._emit)
+            self._in_transport = True
+            try:
+                self._transport.send(objects, self._emit)
+            finally:
+                self._in_transport = False
             if self._hand and not self._stopped:
-                failure = "the transport gave no outcome — report it with the log"
-                self._failed(Fault.DESTINATION, None, failure, before)
+                self._failed(Fault.DESTINATION, None, "the transport gave no outcome — report it with the log")
         except DeliveryError as error:
-            failure, lost = error.message, True
-            if not self._aborted:
-                self._failed(Fault(error.fault), error.status, failure, before)
+            lost = True
+            if self._aborted:
+                self._let_go = "the forwarder stopped"
+            else:
+                self._failed(Fault(error.fault), error.status, error.message)
         except ObjectDamaged as error:
-            failure = "the association ended because of another object"
+            self._let_go = "the association ended because of another object"
             self._damaged(error)
         except SpoolError as error:
-            failure = str(error)
-            self._failed(Fault.DESTINATION, None, f"an object cannot be read: {failure}", before)
+            self._failed(Fault.DESTINATION, None, f"an object cannot be read: {error}")
+        finally:
+            self._note.under_way(0)
+            self._hand.update(behind)
         self._used_at = None if lost else self._clock.boot_ns()
-        self._hand.update(behind)
-        failure = failure or self._let_go
-        self._stopped = bool(self._hand) and not failure
-        if failure or self._due():
-            self._settle(give_back=bool(failure) or self._leaving, reason=failure)
+        self._stopped = bool(self._hand) and not self._let_go
+        if self._let_go or self._due():
+            self._settle(give_back=bool(self._let_go) or self._leaving, reason=self._let_go)
 
     def _due(self) -> bool:
         """Whether what is known has to become durable now: at the end of a window, or after a while."""
@@ -252,7 +270,8 @@ class Lane:
         row = self._hand.get(outcome.number)
         if row is None:
             return self._stopped
-        self._note(row, outcome)
+        self._told = outcome.fault is not None
+        self._took(row, outcome)
         if outcome.fault is None:
             self.desk.stored(row)
         elif outcome.fault is not Fault.OBJECT:
@@ -270,9 +289,10 @@ class Lane:
             log.error("the ledger cannot be used: stopping here", lane=self.name, why=str(error))
             stop = True
         self._stopped = stop
+        self._note.under_way(0 if stop else next(iter(self._hand), 0))
         return stop
 
-    def _note(self, row: Queued, outcome: Outcome, *, touched: bool = True) -> None:
+    def _took(self, row: Queued, outcome: Outcome, *, touched: bool = True) -> None:
         self._hand.pop(row.number, None)
         if row.number in self._gave_way:
             self._gave_way.remove(row.number)
@@ -284,15 +304,15 @@ class Lane:
         self._results.append(Result(row, outcome, touched))
         self.moved = self._clock.boot_ns()
 
-    def _failed(self, fault: Fault, status: int | None, text: str, before: int) -> None:
-        """The attempt failed as a whole. If no object has told of it, the first one bears witness in the ledger."""
-        last = self._results[-1] if len(self._results) > before else None
-        if last is not None and last.outcome.fault is not None:
+    def _failed(self, fault: Fault, status: int | None, text: str) -> None:
+        """The attempt failed as a whole. If no object has just told of it, the first one bears witness in the ledger."""
+        self._let_go = text or str(fault)
+        if self._told:
             return
         self.desk.failed(fault, text)
         row = next(iter(self._hand.values()), None)
         if row is not None:
-            self._note(row, Outcome(row.number, fault, status, text), touched=False)
+            self._took(row, Outcome(row.number, fault, status, text), touched=False)
 
     def _damaged(self, error: ObjectDamaged) -> None:
         row = self._hand.get(error.number)
@@ -310,6 +330,22 @@ class Lane:
             del self._hand[row.number]
             self._gave_way.discard(row.number)
         self._on_settled()
+
+
+def together(batch: Sequence[Queued], destination: Destination) -> tuple[Queued, ...]:
+    """The batch as a transport will send it: neighbours of one priority with the same AE titles go together.
+
+    Only where the scanner's titles are used are there several; an association has one pair of titles.
+    """
+    if destination.called and destination.calling:
+        return tuple(batch)
+    order: list[Queued] = []
+    for _, neighbours in groupby(batch, key=lambda row: row.priority):
+        by_titles: dict[tuple[str, str], list[Queued]] = {}
+        for row in neighbours:
+            by_titles.setdefault((row.source.called, row.source.calling), []).append(row)
+        order += chain.from_iterable(by_titles.values())
+    return tuple(order)
 
 
 def interleave(urgent: Sequence[Queued], hand: Sequence[Queued], already: int = 0) -> list[Queued]:
