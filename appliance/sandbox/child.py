@@ -75,6 +75,7 @@ def main() -> None:
     dictionary.load()
     limits.apply(memory, FILES, parent)
     sock = socket.socket(fileno=0)
+    frames.send(sock, frames.READY)
     jobs = {"tags": tags, "recode": recoded}
     while True:
         payload, descriptors = frames.receive(sock, MOST_REQUEST)

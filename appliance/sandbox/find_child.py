@@ -80,11 +80,13 @@ def one(association: Any, model: Any, search: Any, most: int) -> dict[str, Any]:
 def main() -> None:
     memory, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.stack_size(_STACK)
-    limits.apply(memory, FILES, parent)
+    import pynetdicom  # noqa: F401 - takes a while: not within the time of the first query
     from pydicom import config
+    limits.apply(memory, FILES, parent)
     config.settings.reading_validation_mode = config.IGNORE
     config.settings.writing_validation_mode = config.IGNORE
     sock = socket.socket(fileno=0)
+    frames.send(sock, frames.READY)
     while True:
         payload, descriptors = frames.receive(sock, 16 << 20)
         frames.close_all(descriptors)

@@ -11,6 +11,9 @@ import time
 from appliance.errors import SandboxError
 
 MOST_DESCRIPTORS = 64
+READY = b"R"
+"""What a child sends when its limits are in force and it can take requests."""
+
 _LENGTH = 4
 
 

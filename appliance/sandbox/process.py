@@ -13,7 +13,7 @@ from appliance.errors import SandboxError
 from appliance.sandbox import frames
 
 START_SECONDS = 20.0
-"""A child gets this long on top for its very first answer: a busy Raspberry Pi takes seconds to start Python."""
+"""Time for a child to say that it is ready: a busy Raspberry Pi takes seconds to start Python."""
 
 
 class Process:
@@ -29,7 +29,6 @@ class Process:
         self._memory = memory
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._fresh = True
         self.starts = 0
 
     @property
@@ -38,18 +37,28 @@ class Process:
         return self._process.pid if self._process else 0
 
     def ask(self, payload: bytes, descriptors: list[int], seconds: float) -> float:
-        """Send a request; the deadline (CLOCK_MONOTONIC, seconds) of what is asked. SandboxError if it cannot be sent."""
-        if self._sock is None or (self._process is not None and self._process.poll() is not None):
-            self._start()
-        assert self._sock is not None
-        deadline = time.monotonic() + seconds + (START_SECONDS if self._fresh else 0)
-        try:
-            self._sock.settimeout(max(0.1, deadline - time.monotonic()))
-            frames.send(self._sock, payload, descriptors)
-        except OSError as e:
+        """Send a request; the deadline (CLOCK_MONOTONIC, seconds) of its answer. A child that is dead already is replaced.
+
+        SandboxError where no child can be started, or none takes the request.
+        """
+        if self._sock is not None and not self._send(payload, descriptors, seconds):
             self.kill()
-            raise SandboxError(f"the limited child does not take requests: {e}") from None
-        return deadline
+        if self._sock is None:
+            self._start()
+            if not self._send(payload, descriptors, seconds):
+                self.kill()
+                raise SandboxError("the limited child does not take requests")
+        return self.within(seconds)
+
+    def _send(self, payload: bytes, descriptors: list[int], seconds: float) -> bool:
+        """False where the child is gone or does not read. OSError for a descriptor that is none."""
+        assert self._sock is not None
+        self._sock.settimeout(seconds)
+        try:
+            frames.send(self._sock, payload, descriptors)
+        except (BrokenPipeError, ConnectionError, TimeoutError):
+            return False
+        return True
 
     def within(self, seconds: float) -> float:
         """A deadline from now."""
@@ -72,7 +81,6 @@ class Process:
         if not payload:
             status = self.kill()
             raise SandboxError(f"the limited child died (status {status})")
-        self._fresh = False
         return payload
 
     def kill(self) -> int | None:
@@ -101,5 +109,9 @@ class Process:
         finally:
             theirs.close()
         self._sock = ours
-        self._fresh = True
         self.starts += 1
+        try:
+            self.answer(len(frames.READY), self.within(START_SECONDS))
+        except SandboxError as e:
+            raise SandboxError(f"the limited child does not start: {e.message}",
+                               mend="look at `child_memory` in [limits], and at memory and process limits") from None

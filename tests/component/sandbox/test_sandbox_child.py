@@ -17,7 +17,7 @@ from appliance.dicom.elements import reader
 from appliance.dicom.part10 import HEAD
 from appliance.errors import FormatError, SandboxError
 from appliance.model import Attributes
-from appliance.sandbox import frames
+from appliance.sandbox import frames, process
 from appliance.sandbox.inflate import inflating
 from appliance.sandbox.parent import Child, _attributes
 from appliance.sandbox.process import Process
@@ -195,6 +195,12 @@ def test_it_is_handed_descriptors_and_keeps_none(child: Child, put: Put) -> None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_child_that_does_not_start_is_an_error_of_its_own(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "START_SECONDS", 0.001)
+    with Child(MEMORY, 5.0) as child, pytest.raises(SandboxError, match=r"does not start.*child_memory"):
+        child.tags([(*put(GOOD), EXPLICIT_LE)], WANTED)
+
+
 def test_a_closed_descriptor_is_the_callers_mistake_not_an_endless_wait(child: Child) -> None:
     with pytest.raises((SandboxError, OSError)):
         child.tags([(9999, 0, 10, EXPLICIT_LE)], WANTED)
@@ -240,19 +246,19 @@ def test_a_child_killed_while_recoding_is_an_error(child: Child, put: Put) -> No
 
 
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
-    process = Process("appliance.sandbox.child", MEMORY)
+    one = Process("appliance.sandbox.child", MEMORY)
     ended = threading.Event()
 
     def start() -> None:
-        process.answer(100, process.ask(b'{"job":"tags","objects":[],"wanted":[]}', [], 5.0))
+        one.answer(100, one.ask(b'{"job":"tags","objects":[],"wanted":[]}', [], 5.0))
         ended.wait(30)
 
     thread = threading.Thread(target=start)
     thread.start()
     ended.set()
     thread.join()
-    psutil.Process(process.pid).wait(10)         # PDEATHSIG is bound to the thread that started it
-    process.kill()
+    psutil.Process(one.pid).wait(10)         # PDEATHSIG is bound to the thread that started it
+    one.kill()
 
 
 @pytest.mark.parametrize("reply", [
