@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from appliance.cli import exits, selection
 from appliance.cli.context import Site
 from appliance.cli.text import bar, plural, size, span
 from appliance.errors import ObjectDamaged
 from appliance.model import ObjectState, number_text
+
+if TYPE_CHECKING:
+    from appliance.cli.services import Opened
+    from appliance.spool.rows import ObjectRow
 
 PARTS = (ObjectState.WAITING, ObjectState.SENT, ObjectState.CONFIRMED, ObjectState.RETIRED, ObjectState.DUPLICATE,
          ObjectState.QUARANTINED, ObjectState.DISCARDED)
@@ -57,37 +62,55 @@ def _sum(site: Site, name: str, total: int, parts: dict[str, int]) -> None:
 
 
 def verify(site: Site, arguments: argparse.Namespace) -> int:
-    from appliance.spool import reader
     opened = site.opened()
+    chosen = selection.is_about_objects(arguments) or arguments.study
     arguments.patient = arguments.accession = arguments.date = arguments.modality = arguments.station = None
     arguments.description = None
-    rows = [row for row in selection.objects(opened, arguments, 1 << 40) if row.file == 0
-            and row.state is not ObjectState.QUARANTINED]
-    total = sum(row.custody.length for row in rows)
-    read, damaged, began = 0, [], time.monotonic()
+    rows: Iterable[ObjectRow] = selection.objects(opened, arguments)
+    if chosen:
+        rows = list(rows)
+        total = sum(row.custody.length for row in rows)
+    else:
+        total = opened.ledger.counts().held_bytes
+    began = time.monotonic()
+    count, read, damaged = _read(site, opened, rows, total)
+    moved = _put_aside(site, [entry["number"] for entry in damaged]) if damaged and not arguments.only_report else []
+    site.emit({"objects": count, "bytes": read, "damaged": damaged, "quarantined": moved})
+    for number in moved:
+        site.say(f"{number}: in quarantine; the scanner may still have it: ask for a re-send")
+    site.say(f"{plural(count, 'object')}, {size(read)} read in {span(time.monotonic() - began)}, {len(damaged)} damaged")
+    return exits.FINDING if damaged else exits.OK
+
+
+def _read(site: Site, opened: Opened, rows: Iterable[ObjectRow], total: int) -> tuple[int, int, list[dict[str, str]]]:
+    """Read each object whole: how many, their bytes, and those that are not what was acknowledged."""
+    from appliance.spool import reader
+    count, read = 0, 0
+    damaged: list[dict[str, str]] = []
     progress = _Progress(total)
     for row in rows:
+        if row.file != 0 or row.state is ObjectState.QUARANTINED:
+            continue
         try:
             reader.verify(opened.spool, row.number, row.custody)
         except ObjectDamaged as e:
             now = opened.ledger.object(row.number)
-            if now is not None and now.file == 0:          # not retired meanwhile
+            if now is not None and now.file == 0 and now.state is not ObjectState.QUARANTINED:   # not moved meanwhile
                 damaged.append({"number": number_text(row.number), "error": e.message})
                 site.say(site.bad(e.message))
+        count += 1
         read += row.custody.length
         progress.show(read)
     progress.end()
+    return count, read, damaged
+
+
+def _put_aside(site: Site, numbers: list[str]) -> list[str]:
+    from appliance.manage.verbs import MOST_NUMBERS
     moved: list[str] = []
-    if damaged and not arguments.only_report:
-        from appliance.manage.verbs import MOST_NUMBERS
-        numbers = [entry["number"] for entry in damaged]
-        for start in range(0, len(numbers), MOST_NUMBERS):
-            moved += site.asking().call("damaged", numbers=numbers[start:start + MOST_NUMBERS])["quarantined"]
-    site.emit({"objects": len(rows), "bytes": total, "damaged": damaged, "quarantined": moved})
-    for number in moved:
-        site.say(f"{number}: in quarantine; the scanner may still have it: ask for a re-send")
-    site.say(f"{plural(len(rows), 'object')}, {size(total)} read in {span(time.monotonic() - began)}, {len(damaged)} damaged")
-    return exits.FINDING if damaged else exits.OK
+    for start in range(0, len(numbers), MOST_NUMBERS):
+        moved += site.asking().call("damaged", numbers=numbers[start:start + MOST_NUMBERS])["quarantined"]
+    return moved
 
 
 class _Progress:

@@ -31,6 +31,7 @@ class Site:
         self.out = out or sys.stdout
         self._opened: Opened | None = None
         self._asking: Asking | None = None
+        self.emitted = False
         self._closing: list[Callable[[], None]] = []
 
     # saying
@@ -43,6 +44,7 @@ class Site:
     def emit(self, value: Any) -> None:
         """The one JSON value of a command; nothing without --json."""
         if self.as_json:
+            self.emitted = True
             json.dump(value, self.out, indent=1, ensure_ascii=True, default=str)
             self.out.write("\n")
 

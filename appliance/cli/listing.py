@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def _record(site: Site, verb: str, arguments: argparse.Namespace) -> None:
 def list_(site: Site, arguments: argparse.Namespace) -> int:
     opened = site.opened()
     if arguments.objects or selection.is_about_objects(arguments):
-        rows = selection.objects(opened, arguments, arguments.limit)
+        rows = list(selection.objects(opened, arguments, arguments.limit))
         _record(site, "list", arguments)
         _list_objects(site, opened, rows, arguments.limit)
         return exits.OK
@@ -204,14 +205,15 @@ def export(site: Site, arguments: argparse.Namespace) -> int:
     if not selection.is_about_objects(arguments) and not selection.is_search(arguments):
         raise UsageError("it is not said what to export", mend="give numbers, --study or another criterion")
     opened = site.opened()
-    rows = [row for row in selection.objects(opened, arguments, arguments.limit) if row.file == 0]
-    if not rows:
+    rows = (row for row in selection.objects(opened, arguments, arguments.limit) if row.file == 0)
+    first = next(rows, None)
+    if first is None:
         raise ControlError("no object that is kept fits", mend="`dcmgate list --objects` with the same criteria says more")
     folder = Path(arguments.to)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _record(site, "export", arguments)
     done, failed = 0, []
-    for row in rows:
+    for row in chain([first], rows):
         target = folder / f"{number_text(row.number)}.dcm"
         problem = _export_one(opened, row, target)
         if problem:
@@ -220,7 +222,7 @@ def export(site: Site, arguments: argparse.Namespace) -> int:
         else:
             done += 1
     site.emit({"folder": str(folder), "exported": done, "failed": failed})
-    site.say(f"{done} of {len(rows)} exported to {folder}")
+    site.say(f"{done} of {done + len(failed)} exported to {folder}")
     return exits.FINDING if failed else exits.OK
 
 

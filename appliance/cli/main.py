@@ -7,6 +7,7 @@ away (`dcmgate list | head`) is no error.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     site = None
+    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
     try:
         arguments = parser().parse_args(argv)
         if arguments.version:
@@ -107,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except DcmgateError as e:
+        if as_json and (site is None or not site.emitted):
+            sys.stdout.write(json.dumps({"error": e.message, "mend": e.mend, "status": exits.of_error(e)}) + "\n")
         return _failed(str(e), exits.of_error(e))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # so that the flush at exit is quiet too

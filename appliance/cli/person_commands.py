@@ -11,8 +11,6 @@ from appliance.cli.context import Site
 from appliance.cli.text import plural
 from appliance.errors import ControlError, UsageError
 
-MOST = 1_000_000
-
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     one = _parser(commands, common, "hold", "let objects wait until they are released", hold)
@@ -39,10 +37,10 @@ def _chosen(site: Site, arguments: argparse.Namespace, *, state: str = "") -> li
         raise UsageError("it is not said which objects", mend="give numbers, --study, --uid or --state")
     if state and not arguments.numbers and not arguments.state:
         arguments.state = state
-    rows = selection.objects(site.opened(), arguments, MOST)
-    if not rows:
+    numbers = [row.number for row in selection.objects(site.opened(), arguments)]
+    if not numbers:
         raise ControlError("no object fits", mend="`dcmgate list --objects` with the same criteria shows what does")
-    return [row.number for row in rows]
+    return numbers
 
 
 def _in_parts(site: Site, verb: str, numbers: list[int], **args: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from appliance.errors import ControlError, UsageError
@@ -75,15 +76,9 @@ def studies(opened: Opened, arguments: argparse.Namespace, limit: int) -> list[S
     return list(found.values())[:limit]
 
 
-def objects(opened: Opened, arguments: argparse.Namespace, limit: int) -> list[ObjectRow]:
-    """Objects that fit every criterion, at most `limit`. ControlError for a number that is none."""
-    rows = []
-    for row in _candidates(opened, arguments):
-        if _fits(opened, row, arguments):
-            rows.append(row)
-            if len(rows) >= limit:
-                break
-    return rows
+def objects(opened: Opened, arguments: argparse.Namespace, limit: int = 1 << 62) -> Iterator[ObjectRow]:
+    """Objects that fit every criterion, at most `limit`, read as they are asked for. ControlError for a number that is none."""
+    return islice((row for row in _candidates(opened, arguments) if _fits(opened, row, arguments)), limit)
 
 
 def _candidates(opened: Opened, arguments: argparse.Namespace) -> Iterable[ObjectRow]:

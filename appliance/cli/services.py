@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -62,11 +63,11 @@ def locate(path: str) -> Place:
 
 
 def open_spool(place: Place) -> Spool:
-    """The spool that the file means. SpoolRefused; where the file itself is the reason, its ConfigError."""
+    """The spool that the file means. SpoolRefused; where the file is bad, that comes first, and is the ConfigError."""
     try:
         return open_configured(place.spool)
     except SpoolRefused as e:
-        if place.problem is not None and not place.text:
+        if place.problem is not None:
             raise place.problem from e
         raise
 
@@ -251,13 +252,14 @@ class Box:
         self._working.kick()
 
     def stop(self) -> None:
-        """Drain and end, the last started first."""
-        for name in reversed(list(self._stages)):
-            self._stages[name].stop()
-        self._stages.clear()
-        if self._working is not None:
-            self._working.ledger.close()
-            self._working = None
+        """Drain and end, the last started first; one that fails at it does not keep the others up."""
+        with ExitStack() as ends:
+            if self._working is not None:
+                ends.callback(self._working.ledger.close)
+                self._working = None
+            for stage in self._stages.values():
+                ends.callback(stage.stop)
+            self._stages.clear()
 
 
 def _keeper(working: Working, clock: Clock, together: bool) -> Stage:

@@ -65,6 +65,16 @@ def test_an_error_is_one_line_that_names_thing_and_mend(argv: list[str], status:
     assert text in one_line(capsys)
 
 
+def test_an_error_in_json_is_a_value_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--json", "status"], ["status", "--json"]):
+        assert main(argv) == exits.FINDING
+        out, err = capsys.readouterr()
+        assert json.loads(out) == {"error": "there is no such file", "status": 1, "mend": json.loads(out)["mend"]}
+        assert err.startswith("dcmgate: ") and "`dcmgate config example`" in json.loads(out)["mend"]
+    assert main(["--json", "statsu"]) == exits.USAGE
+    assert "knows no" in json.loads(capsys.readouterr().out)["error"]
+
+
 def test_a_fault_in_the_program_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> str:
         raise ZeroDivisionError("of all things\nsecond line")
