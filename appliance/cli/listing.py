@@ -257,14 +257,15 @@ def _whole_file(target: Path) -> Iterator[int]:
     except OSError:                      # a file system without O_TMPFILE (USB sticks): a name that says it is not whole
         beside = target.with_suffix(".part")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        whole = False
         try:
             yield fd
             os.fsync(fd)
             os.rename(beside, target)
-        except BaseException:
-            os.ftruncate(fd, 0)
-            raise
+            whole = True
         finally:
+            if not whole:
+                os.ftruncate(fd, 0)
             os.close(fd)
         return
     try:

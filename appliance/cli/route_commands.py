@@ -70,17 +70,14 @@ def _object(site: Site, arguments: argparse.Namespace) -> tuple[int, Custody, in
         rules = ", ".join(row.rules) or "no rule, so the defaults"
         recorded = f"generation {row.generation}: {rules}" if row.routed else "not yet"
     else:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            custody, offset = parse_head(os.pread(fd, HEAD, 0)), HEAD
-        except HeadError:
+        with path.open("rb") as opened:
             try:
+                custody, offset = parse_head(opened.read(HEAD)), HEAD
+            except HeadError:
                 file = look(path)
-            except BaseException:
-                os.close(fd)
-                raise
-            custody = Custody(0, 0, 0, 0, file.sop_class, file.sop_instance, file.syntax, file.length, b"", Source())
-            offset = file.offset
+                custody = Custody(0, 0, 0, 0, file.sop_class, file.sop_instance, file.syntax, file.length, b"", Source())
+                offset = file.offset
+            fd = os.dup(opened.fileno())
     return fd, _supposed(site, custody, arguments), offset, recorded
 
 

@@ -221,15 +221,14 @@ class Box:
         """Open, build and start in order; where one fails, those before it are stopped again."""
         working = open_for_work(locate(self._path), self._clock, publish="keeper" in self._names)
         self._working = working
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.stop)
             working.run.mkdir(mode=0o750, parents=True, exist_ok=True)
             for name in self._names:
                 stage = _BUILDERS[name](working, self._clock, len(self._names) > 1)
                 stage.start()
                 self._stages[name] = stage
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
 
     @property
     def config(self) -> Config:
