@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         place = f"{e.filename}: " if e.filename else ""
         return _failed(f"{place}{e.strerror or e}", exits.UNREACHABLE)
-    except Exception as e:
+    except Exception as e:  # the top of the program: one line, and how to see more
         if os.environ.get("DCMGATE_TRACE"):
             raise
         return _failed(f"a fault in the program: {type(e).__name__}: {e} — report it with what DCMGATE_TRACE=1 shows",
