@@ -29,7 +29,7 @@ DEEPEST_MATCH = 8
 SOCKET_PATH = 107
 """Longest path of a Unix socket (unix(7)), which `[control] run` has to leave room for."""
 
-_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = r"(?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
 _HOURS = re.compile(rf"({_TIME})-({_TIME}|24:00)")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
@@ -346,7 +346,7 @@ def _window(findings: Findings, path: Path, text: str) -> None:
     match = _HOURS.fullmatch(text)
     if not match:
         findings.wrong(path, f'"{text[:40]}" is not a span of the day', 'write hours and minutes of both ends: "19:00-06:30"')
-    elif match[1] == match[2]:
+    elif match[1].zfill(5) == match[2].zfill(5):
         findings.wrong(path, f'"{text}" begins and ends at the same minute', "leave it out for the whole day")
 
 

@@ -99,7 +99,7 @@ BAD = [
     ("[[destination]]\nid = 'x'\naddress = 'h'\nproof = 'commitment'", 11, "destination.x.proof", "later", "readback"),
     ("[[destination]]\nid = 'x'\naddress = 'h'\nhours = ['19-6']", 11, "destination.x.hours[1]", "span", "19:00-06:30"),
     ("[[destination]]\nid = 'x'\naddress = 'h'\nhours = ['25:00-06:00']", 11, "destination.x.hours[1]", "span", "19:00"),
-    ("[[destination]]\nid = 'x'\naddress = 'h'\nhours = ['06:00-06:00']", 11, "destination.x.hours[1]", "same", "whole day"),
+    ("[[destination]]\nid = 'x'\naddress = 'h'\nhours = ['6:00-06:00']", 11, "destination.x.hours[1]", "same", "whole day"),
     ("[[destination]]\nid = 'x'\naddress = 'h'\nfailover = 'pac'", 11, "destination.x.failover", "no destination", '"pacs"'),
     ("[[destination]]\nid = 'x'\naddress = 'h'\nfailover = 'x'", 11, "destination.x.failover", "x → x", "none"),
     ("[[rule]]\nid = 'r'\ndestinations = ['pacs', 'paks']", 10, "rule.r.destinations[2]", "no destination", '"pacs"'),
