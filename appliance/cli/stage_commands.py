@@ -11,11 +11,13 @@ import argparse
 import os
 import queue
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
 from appliance.cli import exits
 from appliance.cli.context import Site
+from appliance.clock import SWITCH_SECONDS
 
 STAGES = {
     "run": ("everything in one process", ("keeper", "forwarder", "receiver")),
@@ -38,6 +40,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.telemetry import log
     from appliance.telemetry.notify import notify
     log.set_up(arguments.log)
+    sys.setswitchinterval(SWITCH_SECONDS)
     said = log.Log("main")
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     stopping = False
