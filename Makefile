@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills clean
+.PHONY: help run test lint bench kills man clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -24,7 +24,7 @@ lint: ## style, types, layers
 	.venv/bin/lint-imports
 
 test: lint ## lint, then every test, with the real peers
-	@.ci/setup peers
+	@.ci/setup peers pages
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 kills: ## SIGKILL at random moments, ROUNDS=200 of them
@@ -34,6 +34,10 @@ kills: ## SIGKILL at random moments, ROUNDS=200 of them
 bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for few rounds, ONLY=word for some cases
 	@.ci/setup dev peers
 	@$(PYTHON) -m tests.bench $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only $(ONLY)) $(BENCH)
+
+man: ## the documents as man pages, in build/man
+	@.ci/setup pages
+	@.ci/man
 
 clean: ## everything that was made here, the environment included
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache ./*.egg-info

@@ -160,7 +160,7 @@ def _wrapped(text: str, width: int = 110) -> Iterator[str]:
 
 def page() -> str:
     """`appliance/man/configuration.md`, as Markdown."""
-    parts = ["# Configuration", "", _INTRODUCTION]
+    parts = ["# dcmgate-configuration(5) — every setting", "", _INTRODUCTION]
     for kind in KINDS:
         several = kind in _SEVERAL
         parts += [f"## `{'[[' if several else '['}{kind.table}{']]' if several else ']'}`", "", _HEADINGS[kind.table], "",
