@@ -174,25 +174,27 @@ def _requeued(d: Derived, e: Event, body: Body) -> None:
 
 
 def _redirect(d: Derived, e: Event, number: int, to: str) -> None:
-    """Turn a delivery to one destination into one to another; the one already there stays as it is."""
-    found = d.row("SELECT state, required, length, priority, twin FROM deliveries WHERE number = ? AND destination = ?",
-                  (number, e.destination))
+    """Turn a delivery to one destination into one to another. What was proved there stays, and so does one already at `to`."""
+    found = d.row("SELECT state, required, length, priority, twin, confirmed_on FROM deliveries"
+                  " WHERE number = ? AND destination = ?", (number, e.destination))
     if found is None:
         return
-    state, required, length, priority, twin = found
-    d.run("DELETE FROM deliveries WHERE number = ? AND destination = ?", (number, e.destination))
-    d.queue(e.destination, state, -1, length)
+    state, required, length, priority, twin, confirmed = found
+    if confirmed is None:
+        d.run("DELETE FROM deliveries WHERE number = ? AND destination = ?", (number, e.destination))
+        d.queue(e.destination, state, -1, length)
     there = d.row("SELECT required FROM deliveries WHERE number = ? AND destination = ?", (number, to))
     if there is not None:
         d.patch(number, to, required=max(required, there[0]))
     else:
         cover = None
         if number != e.number:
-            cover = d.row("SELECT confirmed_on FROM deliveries WHERE number = ? AND destination = ?", (twin, to))
+            # Covered by whatever covers its twin there, if that is a duplicate itself.
+            cover = d.row("SELECT CASE state WHEN 'covered' THEN twin ELSE number END, confirmed_on FROM deliveries"
+                          " WHERE number = ? AND destination = ?", (twin, to))
         new = WAITING if cover is None else COVERED
         d.run("INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, 0, '', NULL, '', 0, '', NULL, ?, ?)",
-              (number, to, new, required, e.seq, length, priority, e.boot, cover and cover[0],
-               None if cover is None else twin))
+              (number, to, new, required, e.seq, length, priority, e.boot, cover and cover[1], cover and cover[0]))
         d.queue(to, new, 1, length)
     d.settle(number)
 
