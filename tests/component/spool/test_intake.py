@@ -228,6 +228,18 @@ def test_stop_leaves_an_instance_under_way_to_its_writer(spool: Spool) -> None:
     assert counts(spool)[3] == 1
 
 
+def test_a_closed_intake_keeps_its_numbers_while_a_writer_is_at_it(spool: Spool) -> None:
+    with intake_of(spool, ready=4) as intake:
+        half = intake.take()
+        half.write(b"x")
+        intake.fault(SpoolFault("elsewhere"))
+        assert not intake.stop(DEADLINE)
+        assert spool.is_alive(intake.owner)
+        half.abandon("out of intake")
+        intake.stop(DEADLINE)
+        assert not spool.is_alive(intake.owner)
+
+
 def test_abandoned_instances_cost_no_numbers(spool: Spool) -> None:
     """Hazard: a peer that begins instances and goes away, all day long."""
     with intake_of(spool, ready=8) as intake:

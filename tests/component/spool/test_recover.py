@@ -254,6 +254,24 @@ def test_two_that_recover_at_once_share_the_work(spool: Spool, ledger: Ledger, p
     assert others == [Recovery()]
 
 
+def test_an_owner_that_another_just_took_is_left_to_it(spool: Spool, ledger: Ledger, patch: pytest.MonkeyPatch) -> None:
+    left_behind(spool, ledger, whole(1))
+    patch.setattr(spool, "is_alive", lambda owner: False)
+    with spool.lock_owner(1):
+        assert recover.recover(spool, ledger) == Recovery()
+    assert ledger.counts().open == 1
+
+
+def test_the_name_of_what_is_adopted_is_synced_before_its_row(spool: Spool, ledger: Ledger, patch: pytest.MonkeyPatch) -> None:
+    left_behind(spool, ledger, whole(1))
+    order: list[str] = []
+    sync, accepted = recover.sync_folder, ledger.accepted
+    patch.setattr(recover, "sync_folder", lambda path: (order.append(path.name), sync(path)))
+    patch.setattr(ledger, "accepted", lambda rows: (order.append("row"), accepted(rows)))
+    recover.recover(spool, ledger)
+    assert order == ["00", "row"]
+
+
 def test_only_open_numbers_are_looked_at(spool: Spool, ledger: Ledger, patch: pytest.MonkeyPatch) -> None:
     """Not a high-water mark, not a folder: the time depends on what was under way."""
     numbers = left_behind(spool, ledger, *(whole(n, b"x") for n in range(1, 50)), None)
