@@ -277,7 +277,7 @@ class Desk:
 
     # --- between two objects ----------------------------------------------------------------------------------------------
 
-    def interrupt(self, remaining: Sequence[Queued], *, give_way: bool = True) -> bool:
+    def interrupt(self, remaining: Sequence[Queued]) -> bool:
         """Whether a lane with these objects in hand stops at the instance boundary: to wait, or to let more urgent ones go."""
         if not remaining:
             return False
@@ -289,7 +289,7 @@ class Desk:
             if remaining[0].priority not in classes:
                 return True
             highest = self._queue.highest(classes)
-            return give_way and highest is not None and highest < min(row.priority for row in remaining)
+            return highest is not None and highest < min(row.priority for row in remaining)
 
     def hold_up(self, row: Queued) -> float:
         """Seconds until this object may go, as the breaker, windows of the day and rates stand; 0: now."""

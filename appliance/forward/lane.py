@@ -283,7 +283,7 @@ class Lane:
         try:
             if self._hand and self._due():
                 self._settle(give_back=False)
-            stop = stop or self._leaving or self.desk.interrupt(list(self._hand.values()), give_way=self._urgent < SHARE)
+            stop = stop or self._leaving or self.desk.interrupt(list(self._hand.values()))
         except LedgerError as error:
             # Not the transport's matter: stop in order, and let the next step meet the ledger again.
             log.error("the ledger cannot be used: stopping here", lane=self.name, why=str(error))

@@ -176,7 +176,7 @@ def test_changed_limits_of_the_child_make_new_transports(works: Works) -> None:
     works.destinations(Destination(id="pacs"), limits=Limits(rate_bytes=10**9))
     numbers = works.put(1, "pacs")
     wait_until(lambda: works.states(numbers, "pacs") == {"sent"})
-    assert len(works.made) == 1
+    assert len(works.made) == 1 and works.forwarder is not None and works.forwarder._total.rate == 10**9
     works.destinations(Destination(id="pacs"), limits=Limits(child_seconds=9.0))
     wait_until(lambda: len(works.made) == 2)
 

@@ -74,7 +74,7 @@ def test_warnings_are_kept_and_409_is_verified() -> None:
     (Failure(FailureKind.REFUSED), ["pacs.example:11112", "port"]),
     (Failure(FailureKind.CERTIFICATE, "expired"), ["certificate", "expired"]),
     (Aborted(2, 1, True), ["during this object", "unrecognised PDU"]),
-    (HttpStatus(403), ["403", "token"]),
+    (HttpStatus(403), ["403", "token"]), (HttpStatus(202), ["202", "does not say"]),
 ])
 def test_the_sentence_names_the_thing_and_the_mend(answer: Answer, words: list[str]) -> None:
     text = classify(answer, PACS).text
