@@ -31,6 +31,12 @@ from appliance.telemetry.log import Log
 ACCEPTS = 64
 """Connections accepted from one listening socket before the others get their turn."""
 
+GRACE = 1.0
+"""Seconds in which a silent connection does not have to go for a newer one of its address…"""
+
+BURST = 8
+"""…while there are fewer than so many times the cap."""
+
 HEADER = 6
 """Bytes of a PDU header (PS3.8 9.3.1)."""
 
@@ -230,16 +236,27 @@ class Front:
         return True
 
     def _keep(self, sock: socket.socket, arrival: Arrival) -> None:
-        same = self._of_address.setdefault(arrival.address, {})
-        if len(same) >= self._limits.pending_per_address:
-            self._drop(next(iter(same)))
+        same = self._of_address.get(arrival.address, {})
+        cap = self._limits.pending_per_address
+        if len(same) >= cap and (len(same) >= BURST * cap or self._is_old(next(iter(same.values())))):
+            self._evict(next(iter(same)))
         elif len(self._pending) >= self._limits.pending:
-            self._drop(next(iter(self._busiest())))
+            self._evict(next(iter(self._busiest())))
         fd = sock.fileno()
         pending = _Pending(sock, arrival)
         self._pending[fd] = pending
         self._of_address.setdefault(arrival.address, {})[fd] = pending
         self._epoll.register(fd, EDGES)
+
+    def _is_old(self, pending: _Pending) -> bool:
+        """Whether it had its time to speak: a scanner's request is on its way for a moment, while a port scan goes on."""
+        return pending.arrival.deadline - now_ns() < int((self._limits.first_pdu - GRACE) * SECOND)
+
+    def _evict(self, fd: int) -> None:
+        """Close it, unless it has spoken just now."""
+        self._look(fd)
+        if fd in self._pending:
+            self._drop(fd)
 
     def _busiest(self) -> dict[int, _Pending]:
         """The silent connections of the address that has the most."""

@@ -59,14 +59,15 @@ class Watched(Protocol):
 
 
 class _Mark:
-    """What the guard saw of one association, and since when."""
+    """What the guard saw of one association: since when nothing has moved, and it waits for the disk without a break."""
 
-    __slots__ = ("called", "moves", "phase", "since")
+    __slots__ = ("called", "disk_since", "moves", "phase", "since")
 
     def __init__(self, phase: int, moves: int, since: int) -> None:
         self.phase = phase
         self.moves = moves
         self.since = since
+        self.disk_since = since
         self.called = False
 
 
@@ -80,9 +81,11 @@ class Guard:
         self._on_tick = on_tick
         self._tick = int(limits.tick * SECOND)
         self._scan = limits.scan
-        self._limits = {PDU: limits.pdu, MESSAGE: limits.progress, WRITE: limits.store, STORE: limits.store,
-                        SEND: limits.send, CLOSING: limits.closing}
+        seconds = {PDU: limits.pdu, MESSAGE: limits.progress, WRITE: limits.store, STORE: limits.store, SEND: limits.send,
+                   CLOSING: limits.closing}
+        self._limits = {phase: int(limit * SECOND) for phase, limit in seconds.items()}
         self._marks: dict[Watched, _Mark] = {}
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -100,11 +103,13 @@ class Guard:
             self._thread.join(10)
 
     def watch(self, member: Watched) -> None:
-        self._marks[member] = _Mark(member.phase, member.moves, now_ns())
+        with self._lock:
+            self._marks[member] = _Mark(member.phase, member.moves, now_ns())
         self.arm()
 
     def forget(self, member: Watched) -> None:
-        self._marks.pop(member, None)
+        with self._lock:
+            self._marks.pop(member, None)
 
     def arm(self) -> None:
         """Look every `scan` seconds from now on. An association calls it when it leaves IDLE and `armed` is False."""
@@ -125,9 +130,13 @@ class Guard:
         now = now_ns()
         if now - self._beat > 3 * self._tick:
             return False
-        stuck = 2 * max(self._limits.values()) * SECOND
+        stuck = 2 * max(self._limits.values())
         return not any(mark.called and mark.phase not in ON_DISK and now - mark.since > stuck
-                       for mark in list(self._marks.values()))
+                       for _, mark in self._members())
+
+    def _members(self) -> list[tuple[Watched, _Mark]]:
+        with self._lock:
+            return list(self._marks.items())
 
     def _run(self) -> None:
         try:
@@ -158,22 +167,21 @@ class Guard:
         """Look at every member once; True if anything is under way or has moved since the last look."""
         self.scans += 1
         busy = False
-        for member, mark in list(self._marks.items()):
+        for member, mark in self._members():
             phase, moves = member.phase, member.moves
-            if phase != mark.phase or moves != mark.moves:
-                mark.phase, mark.moves, mark.since, mark.called = phase, moves, now, False
+            if moves != mark.moves:
+                mark.moves, mark.since, mark.disk_since, mark.called = moves, now, now, False
                 busy = True
-                if phase != FIRST:
-                    continue
+            if phase not in ON_DISK:
+                mark.disk_since = now      # bytes that trickle in make the phase flicker: only an unbroken wait counts
+            mark.phase = phase
             if phase == IDLE:
-                limit = member.idle_seconds
-            elif phase == FIRST:
-                busy = True
-                limit = (member.deadline - mark.since) / SECOND
+                due = mark.since + int(member.idle_seconds * SECOND)
             else:
                 busy = True
-                limit = self._limits[phase]
-            if not mark.called and now - mark.since >= limit * SECOND:
+                since = mark.disk_since if phase in ON_DISK else mark.since
+                due = member.deadline if phase == FIRST else since + self._limits[phase]
+            if now >= due and not mark.called:
                 mark.called = True
                 member.overdue(phase)
         return busy

@@ -227,7 +227,7 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *, workers: int = 1, limits: Limits | None = None) -> Iterator[Served]:
+def served(folder: Path, *, workers: int = 1, limits: Limits | None = None, max_per_address: int = 32) -> Iterator[Served]:
     """`Receiver` as a program; ends when its standard input does."""
     spool = folder / "spool"
     Spool.init(spool, clock=SystemClock())
@@ -235,7 +235,7 @@ def served(folder: Path, *, workers: int = 1, limits: Limits | None = None) -> I
     names = {name: getattr(limits, name) for name in Limits.__dataclass_fields__} if limits else {}
     process = subprocess.Popen(
         [sys.executable, "-c", "from tests.support.acceptor import program; program()", str(folder), str(workers),
-         json.dumps(names)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+         json.dumps(names), str(max_per_address)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     try:
         port, pids = json.loads(process.stdout.readline())
@@ -253,7 +253,7 @@ def served(folder: Path, *, workers: int = 1, limits: Limits | None = None) -> I
 def program() -> None:
     """What `served` runs."""
     folder, workers, limits = Path(sys.argv[1]), int(sys.argv[2]), Limits(**json.loads(sys.argv[3]))
-    current = config()
+    current = config(replace(OPEN, max_per_address=int(sys.argv[4])))
     receiver = Receiver(lambda: current, Spool.open(folder / "spool"), SystemClock(), folder / "run", workers=workers,
                         limits=limits)
     receiver.start()

@@ -13,7 +13,7 @@ from appliance.errors import ConfigError
 from appliance.receive import Receiver
 from appliance.spool.rows import Knock
 from tests.support import objects
-from tests.support.acceptor import QUICK, Box, ask, config, connect, echo, receiving, session
+from tests.support.acceptor import QUICK, Box, ask, config, connect, echo, read_to_end, receiving, rejected, session
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, associate_request
 from tests.support.waiting import free_port, wait_until
 
@@ -175,6 +175,17 @@ def test_more_associations_than_allowed_are_rejected_as_transient(tmp_path: Path
                 assert ask(box.port, ECHO, source="127.0.0.3") == LOCAL_LIMIT
         wait_until(lambda: box.receiver.associations == 0, 10, "places given back")
         assert ask(box.port, ECHO) is None
+
+
+@pytest.mark.requirement("hazard: own counters per address")
+def test_a_rejected_peer_hears_the_reason_even_if_it_sent_more_than_that(tmp_path: Path):
+    tight = Listener(id="lan", address="127.0.0.1", ports=(0,), unknown="admit", max_associations=1)
+    with receiving(tmp_path, config(tight)) as box, Scanner(box.port, ECHO) as inside:
+        for _ in range(20):
+            with connect(box.port) as sock:
+                sock.sendall(associate_request("DCMGATE", "CT1", ECHO) + bytes(50_000))
+                assert rejected(read_to_end(sock)) == LOCAL_LIMIT
+        assert inside.echo() == 0
 
 
 def test_every_place_is_given_back(tmp_path: Path):

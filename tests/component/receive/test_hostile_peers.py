@@ -87,12 +87,32 @@ def test_silent_connections_cost_no_thread_and_nobody_elses_echo(patient_box: Bo
     with contextlib.ExitStack() as stack, echoing(patient_box.port):
         for _ in range(count):
             stack.enter_context(connect(patient_box.port))
-        kept = min(count, patient_box.receiver.limits.pending_per_address)
-        wait_until(lambda: patient_box.receiver._front.accepted >= count and patient_box.receiver.silent >= kept, 10, "silent")
-        assert patient_box.receiver.silent <= kept + 1              # beyond the cap, the oldest had to go
+        wait_until(lambda: patient_box.receiver.silent >= min(count, 64), 10, "silent")
+        assert patient_box.receiver.silent <= 8 * 64 + 1
         assert patient_box.receiver.associations <= 1               # the echoing peer's
         assert threading.active_count() <= threads + 3
     wait_until(patient_box.quiet, 10, "all gone")
+
+
+@pytest.mark.requirement("hazard: silent socket")
+def test_beyond_the_cap_of_an_address_its_oldest_silent_connection_has_to_go(tmp_path: Path):
+    limits = Limits(scan=0.05, tick=0.2, pending_per_address=10)
+    with receiving(tmp_path, limits=limits) as box, contextlib.ExitStack() as stack:
+        first = [stack.enter_context(connect(box.port)) for _ in range(10)]
+        wait_until(lambda: box.receiver.silent == 10, 10, "silent")
+        stack.enter_context(connect(box.port))                       # within the grace nobody has to go yet
+        wait_until(lambda: box.receiver.silent == 11, 10, "silent")
+        first[0].settimeout(1.2)
+        with pytest.raises(TimeoutError):
+            first[0].recv(1)
+        stack.enter_context(connect(box.port))                       # now the oldest had its time
+        assert read_to_end(first[0]) == b""
+        flood = [stack.enter_context(connect(box.port)) for _ in range(100)]
+        assert read_to_end(first[1]) == b""
+        wait_until(lambda: box.receiver._front.accepted == 112, 10, "accepted")
+        assert box.receiver.silent <= 80
+        flood[-1].sendall(associate_request("DCMGATE", "LATE", [(VERIFICATION, IMPLICIT)]))
+        assert flood[-1].recv(1) == b"\x02"
 
 
 @pytest.mark.requirement("hazard: silent socket")
@@ -228,7 +248,6 @@ def test_a_peer_that_stops_in_mid_object_is_given_up(box: Box):
 @pytest.mark.requirement("hazard: peer stops reading")
 def test_a_peer_that_never_reads_its_answers_is_given_up(box: Box):
     scanner = associated(box.port)
-    scanner.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     message = pdata(scanner.accepted[VERIFICATION, IMPLICIT], 3, echo_command(1)) * 500
     scanner.sock.settimeout(20)
     with echoing(box.port), contextlib.suppress(OSError):
@@ -616,7 +635,7 @@ def mutated(seed: int, whole: bytes) -> bytes:
 
 @pytest.mark.requirement("hazard: 1,500 mutated inputs")
 @pytest.mark.slow
-def test_1500_mutated_inputs_leave_threads_and_descriptors_as_they_were(tmp_path: Path):
+def test_1500_mutated_inputs_leave_threads_and_descriptors_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     whole = conversation()
     with receiving(tmp_path, limits=Limits(first_pdu=2, pdu=2, progress=2, closing=0.3, scan=0.1, tick=1)) as box:
         echo(box.port)
@@ -632,6 +651,7 @@ def test_1500_mutated_inputs_leave_threads_and_descriptors_as_they_were(tmp_path
         wait_until(lambda: threading.active_count() <= threads, 10, "threads are back")
         assert descriptors() <= fds + 64                           # slots that were made ahead keep theirs
         assert not box.intake.out_of_intake
+        assert not [record.getMessage() for record in caplog.records if record.exc_info]    # nothing nobody expected
         report = objects.sr(2)
         with session(box.port, report) as scanner:
             assert scanner.store(report) == 0

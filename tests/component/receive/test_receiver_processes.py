@@ -20,16 +20,14 @@ from tests.support.acceptor import (
     ask,
     associated,
     config,
-    connect,
     echo,
     echoing,
     last_words,
     receiving,
-    rejected,
     served,
     session,
 )
-from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, associate_request
+from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner
 from tests.support.waiting import wait_until
 
 ECHO = [(VERIFICATION, IMPLICIT)]
@@ -214,18 +212,3 @@ def test_when_the_front_is_killed_its_workers_end(tmp_path: Path):
         psutil.wait_procs(children, timeout=10)
         assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
         scanner.close()
-
-
-def test_a_rejected_peer_reads_the_reason_even_if_it_sent_more(box: Box):
-    for pid in box.receiver.pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        with connect(box.port) as sock:
-            sock.sendall(associate_request("X" * 20, "Y", ECHO) + bytes(50_000))
-            sock.settimeout(1)
-            with contextlib.suppress(TimeoutError):
-                assert rejected(sock.recv(10)) is None
-    finally:
-        for pid in box.receiver.pids:
-            os.kill(pid, signal.SIGCONT)
-    echo(box.port)
