@@ -4,7 +4,17 @@ One file per noun; everything public is named here.
 """
 
 from appliance.policy.admission import Admission, Admitted, Verdict, admit
-from appliance.policy.alarms import backlog, backlog_alarm, habit_of, learn, silence, silence_alarm, span
+from appliance.policy.alarms import (
+    backlog,
+    backlog_alarm,
+    habit_of,
+    learn,
+    parked_alarm,
+    removed_alarm,
+    silence,
+    silence_alarm,
+    span,
+)
 from appliance.policy.decisions import CRASHES, TRIES, Next, decide_after, object_state
 from appliance.policy.faults import (
     Aborted,
@@ -50,6 +60,8 @@ __all__ = [
     "habit_of",
     "learn",
     "object_state",
+    "parked_alarm",
+    "removed_alarm",
     "retire_age",
     "silence",
     "silence_alarm",

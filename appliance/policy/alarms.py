@@ -85,6 +85,24 @@ def backlog_alarm(destination: str, waiting: int, oldest: int, levels: Sequence[
                  f"`dcmgate status` says what {destination} answers.")
 
 
+def parked_alarm(destination: str, count: int, reason: str) -> Alarm | None:
+    """The alarm for objects that were parked, or None. `reason` is that of the latest."""
+    if count <= 0:
+        return None
+    objects = "1 object is" if count == 1 else f"{count} objects are"
+    return Alarm(f"parked:{destination}", Severity.WARNING, f"{objects} parked for {destination}: {reason}",
+                 f"Mend the cause, then `dcmgate requeue {destination}`; or send elsewhere with `--to`.")
+
+
+def removed_alarm(destination: str, count: int) -> Alarm | None:
+    """The alarm for objects owed to a destination that no configuration names any more, or None."""
+    if count <= 0:
+        return None
+    objects = "1 object is" if count == 1 else f"{count} objects are"
+    return Alarm(f"removed:{destination}", Severity.WARNING, f"{objects} held for {destination}, which is not configured any more",
+                 f"`dcmgate requeue {destination} --to` another destination, or discard them.")
+
+
 def span(nanoseconds: int) -> str:
     """A duration as a person says it: 45 s, 12 min, 3 h, 2 d 5 h."""
     seconds = max(nanoseconds, 0) // SECOND

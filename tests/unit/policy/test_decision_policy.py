@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.model import DeliveryState, Fault, ObjectState, Outcome, Severity
-from appliance.policy import backlog, backlog_alarm, decide_after, habit_of, object_state, silence, silence_alarm, span
+from appliance.policy import (
+    backlog,
+    backlog_alarm,
+    decide_after,
+    habit_of,
+    object_state,
+    parked_alarm,
+    removed_alarm,
+    silence,
+    silence_alarm,
+    span,
+)
 from appliance.policy.alarms import BUCKETS, HABIT_FULL, HABIT_LEARNED, MINUTE, SECOND
 
 S = DeliveryState
@@ -118,6 +129,13 @@ def test_backlog_levels() -> None:
     alarm = backlog_alarm("pacs", 1, 300 * MINUTE, levels)
     assert alarm is not None and alarm.text == "1 object waits for pacs, the oldest for 5 h" and alarm.key == "backlog:pacs"
     assert backlog_alarm("pacs", 0, 300 * MINUTE, levels) is None
+
+
+def test_parked_and_forgotten_objects_are_alarms_with_a_mend() -> None:
+    assert parked_alarm("pacs", 0, "") is None and removed_alarm("pacs", 0) is None
+    parked, removed = parked_alarm("pacs", 1, "cannot understand"), removed_alarm("old", 7)
+    assert parked is not None and parked.text == "1 object is parked for pacs: cannot understand" and "requeue pacs" in parked.mend
+    assert removed is not None and removed.text.startswith("7 objects are held for old") and "--to" in removed.mend
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
