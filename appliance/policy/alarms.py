@@ -99,7 +99,8 @@ def removed_alarm(destination: str, count: int) -> Alarm | None:
     if count <= 0:
         return None
     objects = "1 object is" if count == 1 else f"{count} objects are"
-    return Alarm(f"removed:{destination}", Severity.WARNING, f"{objects} held for {destination}, which is not configured any more",
+    return Alarm(f"removed:{destination}", Severity.WARNING,
+                 f"{objects} held for {destination}, which is not configured any more",
                  f"`dcmgate requeue {destination} --to` another destination, or discard them.")
 
 

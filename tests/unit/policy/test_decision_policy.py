@@ -134,7 +134,8 @@ def test_backlog_levels() -> None:
 def test_parked_and_forgotten_objects_are_alarms_with_a_mend() -> None:
     assert parked_alarm("pacs", 0, "") is None and removed_alarm("pacs", 0) is None
     parked, removed = parked_alarm("pacs", 1, "cannot understand"), removed_alarm("old", 7)
-    assert parked is not None and parked.text == "1 object is parked for pacs: cannot understand" and "requeue pacs" in parked.mend
+    assert parked is not None and parked.text == "1 object is parked for pacs: cannot understand"
+    assert "requeue pacs" in parked.mend
     assert removed is not None and removed.text.startswith("7 objects are held for old") and "--to" in removed.mend
 
 
