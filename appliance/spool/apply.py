@@ -7,6 +7,7 @@ only: never on a clock, a file or a configuration. Whatever had to be decided
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from appliance.spool.derived import (
@@ -86,6 +87,8 @@ def _routed(d: Derived, e: Event, body: Body) -> None:
     d.run("UPDATE objects SET routed = 1, generation = ?, rules = ?, priority = ?, study = ?, flags = ? WHERE number = ?",
           (body["generation"], compact(body["rules"]), body["priority"], body["study"], compact(body["flags"]), e.number))
     d.count("unrouted", -1)
+    for flag in body["flags"]:
+        d.count(f"flag:{flag}", 1)
     for destination, state, required, twin, reason in body["destinations"]:
         confirmed = None
         if state == COVERED:
@@ -236,9 +239,11 @@ def _retiring(d: Derived, e: Event, body: Body) -> None:
 
 
 def _retired(d: Derived, e: Event, body: Body) -> None:
-    found = d.row("SELECT state, length FROM objects WHERE number = ?", (e.number,))
+    found = d.row("SELECT state, length, flags FROM objects WHERE number = ?", (e.number,))
     if found is None:
         return
+    for flag in json.loads(found[2]):
+        d.count(f"flag:{flag}", -1)
     state = O_DISCARDED if found[0] == O_DISCARDED else O_RETIRED
     d.run("UPDATE objects SET state = ?, file = 2 WHERE number = ?", (state, e.number))
     d.restate(found[0], state)

@@ -10,6 +10,13 @@ NAME = "ballast"
 """Name of the file, beside the ledger; laid down by `Spool.init` and again by `Spool.fill_ballast`."""
 
 
+def is_there(folder: Path) -> bool:
+    """Whether there is a ballast to give up."""
+    with suppress(OSError):
+        return os.stat(folder / NAME).st_size > 0
+    return False
+
+
 def give_up(folder: Path) -> bool:
     """Free the ballast's room. False where there was none, or it cannot be freed."""
     path = folder / NAME

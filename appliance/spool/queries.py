@@ -130,7 +130,8 @@ class Questions(LedgerCore):
                       db.execute("SELECT destination, state, count, bytes FROM queues")}
             return Counts(c.get("granted", 0), c.get("open", 0), c.get("void", 0), c.get("accepted", 0), c.get("unrouted", 0),
                           {state: c.get(f"state:{state}", 0) for state in ObjectState}, c.get("held_objects", 0),
-                          c.get("held_bytes", 0), c.get("largest", 0), queues)
+                          c.get("held_bytes", 0), c.get("largest", 0), queues,
+                          {name[5:]: value for name, value in c.items() if name.startswith("flag:") and value})
         return self._read(work)
 
     def backlog(self) -> list[Backlog]:
@@ -188,6 +189,11 @@ class Questions(LedgerCore):
         """(sequence number, hash) of the last event: kept elsewhere, it shows that a ledger was rolled back."""
         rows = self._select("SELECT seq, hash FROM chain")
         return (int(rows[0][0]), bytes(rows[0][1])) if rows else (0, b"")
+
+    def witnessed(self, witness: tuple[int, bytes]) -> bool:
+        """Whether the event of an earlier `head()` is still there, with the same hash. O(1)."""
+        rows = self._select("SELECT hash FROM events WHERE seq = ?", (witness[0],))
+        return witness[0] == 0 or (bool(rows) and bytes(rows[0][0]) == witness[1])
 
     def verify_chain(self, witness: tuple[int, bytes] | None = None) -> ChainReport:
         """Recompute the chain of hashes; `witness` is a `head()` that was kept elsewhere."""

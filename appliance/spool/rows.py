@@ -180,8 +180,9 @@ class Counts:
     """The spool in figures, O(1) to ask for.
 
     `open` numbers are granted and neither accepted nor void; `unrouted` objects
-    have no destination yet. `held_*` counts files that are kept, `largest` is the
-    length of the largest data set ever seen. Lengths are bytes of data set.
+    have no destination yet. `held_*` counts files that are kept, `flags` those of
+    them with a flag (`unreadable`, `conflict`), `largest` is the length of the
+    largest data set ever seen. Lengths are bytes of data set.
     """
 
     granted: int
@@ -194,6 +195,7 @@ class Counts:
     held_bytes: int
     largest: int
     queues: dict[tuple[str, DeliveryState], QueueCount] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
 
     def queue(self, destination: str, *states: DeliveryState) -> QueueCount:
         """Deliveries of that destination in those states together."""
