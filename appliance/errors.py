@@ -61,10 +61,15 @@ class ConfigError(DcmgateError):
         self.line = line
         self.key = key
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
+        """The message with its place, without the mend."""
         place = f"{self.file}:{self.line}: " if self.line else (f"{self.file}: " if self.file else "")
         key = f"{self.key}: " if self.key else ""
-        return place + key + super().__str__()
+        return place + key + self.message
+
+    def __str__(self) -> str:
+        return f"{self.what} — {self.mend}" if self.mend else self.what
 
 
 class ProtocolError(DcmgateError):

@@ -30,7 +30,7 @@ from appliance.cli import (
 )
 from appliance.cli.context import Site
 from appliance.config.findings import did_you_mean
-from appliance.errors import DcmgateError, UsageError
+from appliance.errors import ConfigError, DcmgateError, UsageError
 
 _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except DcmgateError as e:
         if as_json and (site is None or not site.emitted):
-            sys.stdout.write(json.dumps({"error": e.message, "mend": e.mend, "status": exits.of_error(e)}) + "\n")
+            what = e.what if isinstance(e, ConfigError) else e.message
+            sys.stdout.write(json.dumps({"error": what, "mend": e.mend, "status": exits.of_error(e)}) + "\n")
         return _failed(str(e), exits.of_error(e))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # so that the flush at exit is quiet too

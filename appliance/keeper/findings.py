@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from appliance.config.settings import Alarms, Config
-from appliance.errors import DcmgateError
+from appliance.errors import ConfigError, DcmgateError
 from appliance.model import Alarm, DeliveryState, ObjectState, Severity, SpaceState
 from appliance.policy import Space, backlog_alarm, silence_alarm
 from appliance.spool.rows import Arrival, Backlog, Counts
@@ -69,7 +69,7 @@ def orphan_alarms(counts: Counts, config: Config) -> list[Alarm]:
         if owed:
             found.append(Alarm(f"removed-destination:{destination}", Severity.WARNING,
                                f"{objects(owed, 'waits', 'wait')} for {destination}, which is not in the configuration",
-                               f"`dcmgate requeue --queue {destination} --to …`, or discard them."))
+                               f"`dcmgate requeue --destination {destination} --to …`, or discard them."))
     return found
 
 
@@ -99,10 +99,10 @@ def silence_alarms(arrivals: Sequence[Arrival], now: int, settings: Alarms, conf
     return found
 
 
-def configuration_alarm(error: DcmgateError, generation: int) -> Alarm:
+def configuration_alarm(error: ConfigError, generation: int) -> Alarm:
     """The file is bad; the last good generation works on."""
     return Alarm("configuration", Severity.WARNING,
-                 f"the configuration file is bad, generation {generation} stays in force: {error.message}", error.mend)
+                 f"the configuration file is bad, generation {generation} stays in force: {error.what}", error.mend)
 
 
 def fault_alarm(what: str, error: DcmgateError) -> Alarm:
@@ -121,7 +121,7 @@ def intake_alarm(reason: str) -> Alarm:
 
 
 def rolled_back_alarm(path: str) -> Alarm:
-    return Alarm("ledger-rolled-back", Severity.CRITICAL, "the ledger is not the one that was seen before, or an older state of it",
+    return Alarm("ledger-rolled-back", Severity.CRITICAL, "the ledger is not the one that was seen, or an older state of it",
                  f"Find out who restored it. If it was on purpose, remove {path}.")
 
 

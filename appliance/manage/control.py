@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from appliance.errors import ControlError, DcmgateError, KeeperAbsent, KeeperUnreachable
+from appliance.errors import ConfigError, ControlError, DcmgateError, KeeperAbsent, KeeperUnreachable
 from appliance.telemetry.log import Log
 
 Verb = Callable[[str, dict[str, Any]], Any]
@@ -217,7 +217,7 @@ class ControlServer:
                 raise ControlError("the arguments of a request are an object")
             return {"ok": True, "result": do(self._verbs, by, request["verb"], args)}
         except DcmgateError as e:
-            return _refusal(e.message, e.mend)
+            return _refusal(e.what if isinstance(e, ConfigError) else e.message, e.mend)
         except Exception as e:  # noqa: BLE001  top of an asker's thread: one broken verb must not silence the keeper
             _log.crash("a verb failed", verb=str(request.get("verb")), by=by)
             return _refusal(f"the keeper failed at this: {type(e).__name__}", "its log says why; report it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pty
 import select
@@ -77,6 +78,29 @@ def test_a_reload_opens_a_port_and_a_bad_file_closes_none(gate: Gateway) -> None
     gate.start("receiver")                                      # the last good generation, found by what is left of the file
     assert listening(port) and log_has(gate, "receiver", "the last good generation stays in force")
     assert gate.stop("receiver") == 0
+
+
+def test_the_whole_gateway_in_one_process(gate: Gateway, tmp_path: Path) -> None:
+    gate.start("run")
+    assert gate.json("send", f"127.0.0.1:{gate.port}", CT, MR)["stored"] == 2
+    wait_until(lambda: gate.json("status")["destinations"][0]["confirmed"] == 2, 30)
+    status = gate.json("status")
+    assert status["keeper"] and status["forwarder"] and status["alarms"] == []
+    number = gate.json("list", "--objects")["objects"][0]["number"]
+    assert gate.json("discard", number, "--reason", "phantom")["discarded"] == [number]     # done by the keeper
+    history = gate.json("show", number)["objects"][0]["history"]
+    discarded = next(event for event in history if event["kind"] == "discarded")
+    assert discarded["body"] == {"by": getpass.getuser(), "reason": "phantom"}
+    wait_until(lambda: not gate.json("show", number)["objects"][0]["file"], 40)
+    gate.config.write_text(gate.config.read_text() + "[limits]\nchild_secs = 3\n")
+    gate.command("reload", status=exits.REFUSED)
+    os.kill(gate.pid(), signal.SIGHUP)
+    alarm = wait_until(lambda: gate.json("status")["alarms"], 40)[0]
+    assert "child_secs" in alarm["text"] + alarm["mend"]
+    assert gate.json("send", f"127.0.0.1:{gate.port}", CT)["stored"] == 1
+    gate.command("run", status=exits.REFUSED, seconds=60)                                   # one keeper for each spool
+    assert gate.balance()["unaccounted"] == 0
+    assert gate.stop() == 0
 
 
 def test_a_port_that_is_taken_is_one_line(gate: Gateway) -> None:

@@ -69,7 +69,7 @@ def test_an_error_in_json_is_a_value_too(capsys: pytest.CaptureFixture[str]) -> 
     for argv in (["--json", "status"], ["status", "--json"]):
         assert main(argv) == exits.FINDING
         out, err = capsys.readouterr()
-        assert json.loads(out) == {"error": "there is no such file", "status": 1, "mend": json.loads(out)["mend"]}
+        assert json.loads(out)["status"] == 1 and json.loads(out)["error"].endswith("dcmgate.toml: there is no such file")
         assert err.startswith("dcmgate: ") and "`dcmgate config example`" in json.loads(out)["mend"]
     assert main(["--json", "statsu"]) == exits.USAGE
     assert "knows no" in json.loads(capsys.readouterr().out)["error"]
