@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.support import measure
 from tests.support.peers import Destination
-from tests.support.waiting import free_port, listening, wait_until
+from tests.support.waiting import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "appliance.cli.main")
@@ -69,6 +69,7 @@ class Gateway:
         self.port = free_port()
         self.run = Path(tempfile.mkdtemp(prefix="dg-"))   # a socket's path may have 107 bytes: pytest's folders are longer
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._logged: dict[str, int] = {}
         self.destinations = [dict(destination) for destination in destinations]
         self._listener = {"id": "modality", "address": "127.0.0.1", "ports": [self.port], "unknown": "admit",
                           **(listener or {})}
@@ -113,9 +114,10 @@ class Gateway:
         for name in names or ("run",):
             assert name not in self.processes, f"{name} is running already"
             with self.log(name).open("ab") as out:
+                self._logged[name] = out.tell()
                 self.processes[name] = subprocess.Popen(
-                    [*COMMAND, "--config", str(self.config), name], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                    cwd=ROOT, env=self._environment(), start_new_session=True)
+                    [*COMMAND, "--config", str(self.config), "--json", name], stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=out, cwd=ROOT, env=self._environment(), start_new_session=True)
         for name in names or ("run",):
             self.wait_ready(name)
         return self
@@ -123,16 +125,15 @@ class Gateway:
     def start_stages(self) -> Gateway:
         return self.start(*STAGES)
 
-    def wait_ready(self, name: str, seconds: float = 30.0) -> None:
-        wanted = {"run": [], "receiver": [], "forwarder": [self.run / "kick-forwarder"],
-                  "keeper": [self.run / "keeper.sock"]}.get(name, [])
+    def wait_ready(self, name: str, seconds: float = 60.0) -> None:
+        """Until the stage says so; fails at once where it ended."""
         process = self.processes[name]
 
         def ready() -> bool:
             assert process.poll() is None, f"{name} ended with {process.returncode}\n{self.log_tail()}"
-            if name in ("run", "receiver") and not listening(self.port):
-                return False
-            return all(path.exists() for path in wanted)
+            with self.log(name).open("rb") as log:
+                log.seek(self._logged[name])
+                return b'{"ready": ' in log.read()
 
         wait_until(ready, seconds, f"{name} is ready")
 
@@ -206,14 +207,14 @@ class Gateway:
                      states: Iterable[str] = ("waiting",)) -> dict[str, Any]:
         """The balance as soon as nothing is in one of these states any more, and at least `accepted` were taken.
 
-        A moment in which rows are still on their way into the ledger counts as not settled.
+        Objects whose rows are still on their way into the ledger (`in_flight`) count as not settled.
         """
         last: dict[str, Any] = {}
 
         def settled() -> bool:
             nonlocal last
             last = self.balance(status=None)
-            return (last["unaccounted"] == 0 and last["accepted"] >= accepted
+            return (last["unaccounted"] == 0 and last["in_flight"] == 0 and last["accepted"] >= accepted
                     and all(last[state] == 0 for state in states))
 
         begin = time.monotonic()

@@ -300,11 +300,11 @@ def part10_of(raw: bytes) -> Part10:
 
 @dataclass
 class Archive:
-    """A pynetdicom storage SCP in this process; `statuses` are given out first, then success."""
+    """A pynetdicom storage SCP in this process; what `refuse` names by SOP Instance UID gets that status, all else success."""
 
     port: int
     keys: list[Key] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=list)
+    refuse: dict[str, int] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, keys: Iterable[Key], seconds: float = 60.0) -> None:
@@ -323,8 +323,8 @@ def pynetdicom_scp(*, title: str = "PYNET", port: int = 0) -> Iterator[Archive]:
 
     def on_store(event: Any) -> int:
         with archive.changed:
-            if archive.statuses:
-                return archive.statuses.pop(0)
+            if str(event.request.AffectedSOPInstanceUID) in archive.refuse:
+                return archive.refuse[str(event.request.AffectedSOPInstanceUID)]
             raw = event.encoded_dataset(include_meta=False)
             archive.keys.append((str(event.request.AffectedSOPInstanceUID), str(event.context.transfer_syntax),
                                  blake3(raw).hexdigest()))
