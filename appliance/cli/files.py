@@ -15,6 +15,9 @@ from appliance.errors import FormatError
 
 _LONG = frozenset({b"OB", b"OW", b"OD", b"OF", b"OL", b"OV", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _LARGEST_GROUP = 1 << 20
+_MEDIA_DIRECTORY = b"1.2.840.10008.1.3.10"
+"""A DICOMDIR describes a medium; it is no object to be sent (PS3.3 F)."""
+
 _SOP_CLASS, _SOP_INSTANCE, _SYNTAX = 0x0002, 0x0003, 0x0010
 
 
@@ -77,6 +80,7 @@ def find(places: Iterable[str]) -> Iterator[tuple[Path, DicomFile | None]]:
             raise FileNotFoundError(2, "no such file or folder", str(path))
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             try:
-                yield file, look(file)
+                found: DicomFile | None = look(file)
             except FormatError:
-                yield file, None
+                found = None
+            yield file, None if found is None or found.sop_class == _MEDIA_DIRECTORY else found

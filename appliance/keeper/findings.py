@@ -45,11 +45,11 @@ def custody_alarms(counts: Counts) -> list[Alarm]:
         if parked:
             found.append(Alarm(f"parked:{destination}", Severity.WARNING,
                                f"{objects(parked, 'is', 'are')} parked for {destination}: it does not take them",
-                               f"`dcmgate list --destination {destination}` says why; then requeue or discard them."))
+                               f"`dcmgate list --state parked --destination {destination}` names them; requeue or discard."))
         held = counts.queue(destination, DeliveryState.HELD).count
         if held:
             found.append(Alarm(f"held:{destination}", Severity.NOTICE, f"{objects(held, 'is', 'are')} held for {destination}",
-                               "`dcmgate list --destination {destination}` shows them; release or discard them."))
+                               f"`dcmgate list --state held --destination {destination}` names them; release or discard them."))
     if quarantined := counts.states[ObjectState.QUARANTINED]:
         found.append(Alarm("quarantine", Severity.CRITICAL, f"{objects(quarantined, 'is', 'are')} damaged and in quarantine",
                            "Have the scanner send them again; then discard the damaged ones. Check the disk (smartctl)."))
