@@ -38,9 +38,10 @@ _HEADINGS = {
 
 _INTRODUCTION = """\
 Dcmgate reads one TOML file, `/etc/dcmgate/dcmgate.toml` unless `--config` or `DCMGATE_CONFIG` names another.
-`dcmgate config example` prints one with every setting, `dcmgate config check` names everything that is wrong with file,
+`dcmgate config example` prints one with every setting, and `dcmgate config check` names everything that is wrong with file,
 line, key and mend. A running keeper looks at the file once a minute, and `dcmgate reload` lets it do so at once. A bad file
-never takes a running gateway down: the last good one stays in force, and an alarm says so. This page is made from the table in `appliance/config/settings.py`.
+never takes a running gateway down: the last good one stays in force, and an alarm says so. This page is made from the table
+in `appliance/config/settings.py`.
 
 Only a `[[listener]]` and a `[[destination]]` with `default = true` are needed. An `id` is the name of its entry for good:
 the ledger refers to it, so a changed id is a new entry, and what waits for the old one is held until `dcmgate requeue --to`.
