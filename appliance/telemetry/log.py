@@ -30,8 +30,14 @@ class _LineFormatter(logging.Formatter):
 
 
 def _text(value: object) -> str:
-    text = escape(value) if isinstance(value, (bytes, str)) else str(value)
-    return f'"{text}"' if " " in text or not text else text
+    """Peer bytes as printable ASCII; text of ours as it is, but nothing that a terminal or a reader of lines would act on."""
+    if isinstance(value, bytes):
+        text = escape(value)
+    elif isinstance(value, str):
+        text = "".join(c if c.isprintable() else escape(c) for c in value)
+    else:
+        text = str(value)
+    return '"' + text.replace('"', "'") + '"' if " " in text or not text else text
 
 
 class Log:

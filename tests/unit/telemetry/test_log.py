@@ -30,6 +30,11 @@ def test_peer_bytes_in_a_field_cannot_forge_a_line_or_a_terminal_sequence(lines)
     assert said == ['warning receive: knocked title="EVIL\\x0aerror spool: gone \\x1b[2J" address=127.0.0.1']
 
 
+def test_words_of_ours_stay_readable_and_hidden_characters_do_not_pass(lines):
+    said = lines(lambda: log.Log("x").info("m", why='"CT1" — nearly "ct1"', title="a\u202eb\nc"))
+    assert said == ["""info x: m why="'CT1' — nearly 'ct1'" title=a\\xe2\\x80\\xaeb\\x0ac"""]
+
+
 def test_debug_lines_are_not_made_when_nobody_wants_them(lines):
     class Never:
         def __str__(self) -> str:
