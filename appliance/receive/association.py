@@ -30,7 +30,7 @@ from appliance.receive.door import Answer
 from appliance.receive.front import Arrival
 from appliance.receive.guard import CLOSING, FIRST, IDLE, MESSAGE, ON_DISK, PDU, PHASES, SEND, STORE, WRITE, Guard
 from appliance.receive.limits import Limits
-from appliance.receive.services import SCRATCH, Call, Refusal, Registry, Response, Task, out_of_resources
+from appliance.receive.services import SCRATCH, Call, Refusal, Registry, Response, Service, Task, out_of_resources
 from appliance.telemetry.log import Log
 
 SHORT = 1 << 16
@@ -66,9 +66,9 @@ class _Over(Exception):
 class Association:
     """One association. `run` is the thread; everything else may be called from any thread."""
 
-    __slots__ = ("_accepted", "_arrival", "_at_once", "_call", "_closed", "_context", "_host", "_layer", "_lock", "_sock",
-                 "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds", "objects", "phase", "source",
-                 "ticket")
+    __slots__ = ("_accepted", "_arrival", "_at_once", "_call", "_closed", "_context", "_host", "_layer", "_lock", "_services",
+                 "_sock", "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds", "objects", "phase",
+                 "source", "ticket")
 
     def __init__(self, host: Host, sock: socket.socket, arrival: Arrival, ticket: int) -> None:
         self.ticket = ticket
@@ -84,6 +84,7 @@ class Association:
         self._layer = UpperLayer.acceptor(host.max_pdu(arrival.listener))
         self._steps = 0
         self._accepted = False
+        self._services: dict[int, Service] = {}
         self._task: Task | None = None
         self._call: Call | None = None
         self._context = 0
@@ -251,6 +252,10 @@ class Association:
             called=request.called, calling=request.calling, contexts=negotiate(request, self._host.registry.preference),
             max_length=self._host.max_pdu(arrival.listener))
         self._send(self._layer.accept(accept))
+        for number, context in self._layer.contexts.items():
+            service = self._host.registry.service(context.abstract)
+            assert service is not None      # negotiation accepted it because a service is behind it
+            self._services[number] = service
         self._accepted = True
 
     def _command(self, event: CommandReceived) -> Task | None:
@@ -264,10 +269,10 @@ class Association:
         if request.is_response:
             raise StateError(f"response {request.field:04X}H to nothing that was asked", reason=pdu.UNEXPECTED_PARAMETER)
         context = self._layer.contexts[event.context_id]
-        service = self._host.registry.service(context.abstract)
-        assert service is not None      # negotiation accepted it because a service is behind it
+        service = self._services[event.context_id]
         self._call = call = Call(request, context.abstract, context.syntax, self.source)
         self._context = event.context_id
+        self.phase = WRITE           # a slot may have to be waited for
         self._task = task = service.begin(call)
         if request.has_data_set:
             return task

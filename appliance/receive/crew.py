@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from typing import Any
 
 from appliance import errors
 from appliance.clock import SECOND
@@ -223,24 +224,30 @@ class Crew:
         while member.channel is not None:
             try:
                 kind, value, _ = channels.receive(member.channel, wait=False)
+                self._take_in(member, kind, value)
             except BlockingIOError:
                 return
-            if kind == channels.ENDED:
-                if value in member.tickets:
-                    member.tickets.discard(value)
-                    self._on_ended(value)
-            elif kind == channels.REPORT:
-                member.report, member.reported = Report(*value), now_ns()
-            elif kind == channels.READY:
-                member.pid, member.reported = value, now_ns()
-                self._change(member, ready=True)
-            elif kind == channels.FAILED:
-                self._fail(value)
-            elif not kind:
+            except (ValueError, TypeError) as e:
+                log.error("a worker process talks nonsense", worker=member.index, error=e)
                 self._dead(member)
 
-    def _fail(self, value: tuple[str, str, str]) -> None:
-        name, message, mend = value
+    def _take_in(self, member: _Member, kind: bytes, value: Any) -> None:
+        if kind == channels.ENDED:
+            if value in member.tickets:
+                member.tickets.discard(value)
+                self._on_ended(value)
+        elif kind == channels.REPORT:
+            member.report, member.reported = Report(*value), now_ns()
+        elif kind == channels.READY:
+            member.pid, member.reported = int(value), now_ns()
+            self._change(member, ready=True)
+        elif kind == channels.FAILED:
+            name, message, mend = value
+            self._fail(str(name), str(message), str(mend))
+        elif not kind:
+            self._dead(member)
+
+    def _fail(self, name: str, message: str, mend: str) -> None:
         kind = getattr(errors, name, SpoolFault)
         failure = kind(message, mend=mend) if kind.__init__ is DcmgateError.__init__ else SpoolFault(message, mend=mend)
         log.error("a worker process cannot open its intake", error=message)

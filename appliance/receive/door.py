@@ -22,7 +22,7 @@ from appliance.dicom import uids
 from appliance.dicom.negotiation import is_storage, unacceptable
 from appliance.dicom.pdu import AssociateRequest, title_text
 from appliance.errors import LedgerError, SpoolError
-from appliance.model import Priority, SpaceState, escape
+from appliance.model import Priority, escape
 from appliance.policy import Admission, Space, Verdict, admit, storage_admitted
 from appliance.receive.front import Arrival
 from appliance.receive.guard import now_ns
@@ -118,14 +118,16 @@ class Door:
 
     def _admission(self, listener: Listener, config: Config, calling: str, called: str, address: str) -> Admission:
         admission = admit(listener, config.peers, (), calling, called, address)
-        if admission.verdict is Verdict.ACCEPT or admission.peer_id:
+        if admission.peer_id:
             return admission
         try:
             admitted = {(entry.title, entry.address) for entry in self._book.admitted()}
         except LedgerError as e:
             log.error("who was admitted by a person cannot be read", error=e.message)
             return admission
-        return admit(listener, config.peers, admitted, calling, called, address) if admitted else admission
+        by_person = admit(listener, config.peers, admitted, calling, called, address)
+        # A person knows it: no need to remember that it knocked.
+        return admission if by_person == admission else replace(by_person, text="")
 
     def _judge(self, admission: Admission, config: Config, request: AssociateRequest) -> Answer:
         if admission.verdict is Verdict.REJECT:
@@ -152,13 +154,6 @@ class Door:
         if storage_admitted(room, priority):
             return ""
         return f"the spool is {room.state}: {room.free} of {room.total} bytes are free."
-
-    def space(self) -> SpaceState:
-        """For the tick: the state of the room, black where it cannot be told."""
-        try:
-            return SpaceState.BLACK if self._intake.out_of_intake else self._intake.room().state
-        except (SpoolError, LedgerError):
-            return SpaceState.BLACK
 
     # -- who knocked -------------------------------------------------------------------------------------------------
 

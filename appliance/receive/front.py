@@ -214,7 +214,9 @@ class Front:
                 continue
             self.accepted += 1
             deadline = now_ns() + int(self._limits.first_pdu * SECOND)
-            arrival = Arrival(bound.listener, bound.port, str(name[0]), int(name[1]), deadline)
+            # A v4 peer on a v6 socket is the v4 peer.
+            address = str(name[0]).removeprefix("::ffff:") if "." in name[0] else str(name[0])
+            arrival = Arrival(bound.listener, bound.port, address, int(name[1]), deadline)
             if not self._speaks(sock, arrival):
                 self._keep(sock, arrival)
 

@@ -58,7 +58,7 @@ def work(channel: socket.socket) -> None:
 
     def tick() -> None:
         if worker is not None:
-            _tell(channel, channels.REPORT, astuple(worker.report()))
+            _tell(channel, channels.REPORT, astuple(worker.report()), wait=False)
 
     try:
         spool = Spool.open(setup.spool, setup.uuid, size=setup.size)
@@ -77,7 +77,7 @@ def _serve(channel: socket.socket, worker: Worker) -> float:
         kind, value, fds = channels.receive(channel)
         if kind == channels.ARRIVED:
             ticket, arrival = int(value[0]), Arrival(*value[1:])
-            sock = socket.socket(socket.AF_INET6 if ":" in arrival.address else socket.AF_INET, socket.SOCK_STREAM, 0, fds[0])
+            sock = socket.socket(fileno=fds[0])
             if not worker.take(sock, arrival, ticket):
                 sock.close()
                 _tell(channel, channels.ENDED, ticket)
@@ -89,10 +89,10 @@ def _serve(channel: socket.socket, worker: Worker) -> float:
             return ORPHANED
 
 
-def _tell(channel: socket.socket, kind: bytes, value: object) -> None:
+def _tell(channel: socket.socket, kind: bytes, value: object, *, wait: bool = True) -> None:
     """To the front; if it is gone, the end of file on the channel says so to whoever has to know."""
     try:
-        channels.send(channel, kind, value)
+        channels.send(channel, kind, value, wait=wait)
     except OSError:
         return
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from appliance.clock import Clock
+from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
 from appliance.net import sockets
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
-from appliance.receive.guard import Guard
+from appliance.receive.guard import Guard, now_ns
 from appliance.receive.limits import Limits
 from appliance.receive.places import Places
 from appliance.receive.process import Setup
@@ -70,6 +71,10 @@ class Receiver:
         self._crew: Crew | None = None
         self._guard: Guard | None = None
         self._processes = chosen
+        self._ticked = threading.Event()
+        self._stopped = False
+        self._heard = 0
+        self._thread: threading.Thread | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -91,20 +96,23 @@ class Receiver:
             self._close_ports()
             raise
         self._front.listen(self._bound.values())
+        self._heard = now_ns()
+        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+        self._thread.start()
         log.info("receiver is ready", ports=" ".join(f"{bound.listener}:{bound.port}" for bound in self._bound.values()),
                  processes=self._processes)
 
     def _start_workers(self) -> None:
         if self._processes == 1:
             worker = Worker(self._spool, self._clock, self._run_dir, self.limits, self._config, on_ended=self._ended,
-                            on_tick=self._tick)
+                            on_tick=self._ticked.set)
             worker.start()
             self._worker, self._guard = worker, worker.guard
             return
         setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config)
         crew = Crew(self._processes, setup, self.limits, self._front, self._ended)
         crew.start()
-        self._crew, self._guard = crew, Guard(self.limits, self._tick)
+        self._crew, self._guard = crew, Guard(self.limits, self._ticked.set)
         self._guard.start()
 
     def stop(self, drain: float = 5.0) -> bool:
@@ -117,6 +125,10 @@ class Receiver:
             clean = self._crew.stop(drain)
         if self._guard is not None:
             self._guard.stop()
+        self._stopped = True
+        self._ticked.set()
+        if self._thread is not None:
+            self._thread.join(10)
         self._front.stop()
         self._close_ports()
         return clean
@@ -151,7 +163,8 @@ class Receiver:
 
     def progress(self) -> bool:
         """Whether the accept loop and every worker that is not idle have moved lately: only then the watchdog is fed."""
-        if not self._front.alive or self._guard is None or not self._guard.moving():
+        late = now_ns() - int(3 * self.limits.tick * SECOND)
+        if not self._front.alive or self._heard < late or self._guard is None or not self._guard.moving():
             return False
         return self._crew is None or self._crew.moving()
 
@@ -160,9 +173,25 @@ class Receiver:
         if self._guard is not None:
             self._guard.poke()
 
-    # -- the tick (guard's thread) -----------------------------------------------------------------------------------
+    # -- the tick (a thread of its own: reading the configuration may wait for the disk) -----------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._ticked.wait()
+                self._ticked.clear()
+                if self._stopped:
+                    return
+                self._tick()
+        except Exception:  # noqa: BLE001 top of the receiver's thread: the last configuration stays in force
+            log.crash("configuration is not looked at any more")
+
+    def _hear(self) -> None:
+        """Called by the front: its loop goes round."""
+        self._heard = now_ns()
 
     def _tick(self) -> None:
+        self._front.call(self._hear)
         try:
             config = self._source()
         except DcmgateError as e:

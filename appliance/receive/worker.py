@@ -14,7 +14,7 @@ from pathlib import Path
 from appliance.clock import Clock
 from appliance.config.settings import Config
 from appliance.dicom.pdu import AssociateRequest
-from appliance.model import SpaceState
+from appliance.errors import DcmgateError
 from appliance.net import kick
 from appliance.receive.association import Association
 from appliance.receive.door import Answer, Door
@@ -32,11 +32,10 @@ log = Log("receive")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a worker does: associations, whether all that wait for something other than the disk have moved, and the room."""
+    """How a worker does: associations, whether all that wait for something other than the disk have moved, why no intake."""
 
     associations: int
     moving: bool
-    space: SpaceState
     out_of_intake: str
 
 
@@ -62,7 +61,11 @@ class Worker:
 
     def start(self) -> None:
         """Open intake (recovery included). SpoolError, LedgerError."""
-        self.intake.start()
+        try:
+            self.intake.start()
+        except DcmgateError:
+            self.ledger.close()
+            raise
         self.door.start()
         self.guard.start()
 
@@ -120,8 +123,8 @@ class Worker:
             return self._nobody.wait_for(lambda: not self._associations, seconds)
 
     def report(self) -> Report:
-        """For the tick. Asks the file system for its room."""
-        return Report(len(self._associations), self.guard.moving(), self.door.space(), self.intake.out_of_intake)
+        """For the tick: nothing in here may block."""
+        return Report(len(self._associations), self.guard.moving(), self.intake.out_of_intake)
 
     # -- association.Host --------------------------------------------------------------------------------------------
 

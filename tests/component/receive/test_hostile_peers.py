@@ -398,6 +398,11 @@ def test_no_descriptor_left_closes_newcomers_and_recovers(patient_box: Box):
         with contextlib.suppress(OSError):
             while True:
                 fill.append(os.open("/dev/null", os.O_RDONLY))
+        first = clients.pop()
+        first.connect(("127.0.0.1", patient_box.port))
+        first.settimeout(5)
+        assert first.recv(1) == b""                                # closed, rather than left to wait for ever
+        first.close()
         for fd in fill[-5:]:
             os.close(fd)
         del fill[-5:]
