@@ -18,6 +18,7 @@
      │    ├── LedgerDamaged         not a database, schema wrong, or chain of hashes broken
      │    ├── LedgerTooNew          written by a later release than this one can read
      │    └── LedgerFault           a write failed: intake stops
+     │         └── LedgerBusy       it was not our turn in time, or the disk is full: nothing changed, try again
      ├── DeliveryError              one attempt at one destination failed; carries a fault class
      ├── SandboxError               the limited child died, timed out or answered nonsense
      └── ControlError               the keeper refused or cannot be reached
@@ -138,6 +139,10 @@ class LedgerTooNew(LedgerError):
 
 class LedgerFault(LedgerError):
     """A write to the ledger failed; intake stops."""
+
+
+class LedgerBusy(LedgerFault):
+    """Somebody else wrote for too long, or the disk is full. Nothing has changed, and no data were lost: it may be tried again."""
 
 
 class DeliveryError(DcmgateError):

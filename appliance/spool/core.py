@@ -5,21 +5,24 @@ the head of the chain is read, events are appended and applied, and the new head
 is written; either all of it is durable or nothing happened. On a full disk the
 ballast is given up once and the verb is tried again.
 
-On failure: LedgerFault for whatever the disk or a lock refuses, LedgerDamaged
-for a file that is no ledger, LedgerTooNew for one of a later release.
+On failure: LedgerFault for whatever the disk refuses, LedgerBusy (one of them)
+where it was not our turn or the disk is full, LedgerDamaged for a file that is
+no ledger, LedgerTooNew for one of a later release.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import apsw
 
 from appliance.clock import Clock
-from appliance.errors import DcmgateError, LedgerDamaged, LedgerError, LedgerFault
+from appliance.errors import DcmgateError, LedgerBusy, LedgerDamaged, LedgerError, LedgerFault
 from appliance.spool import ballast, events, schema
 from appliance.spool.apply import apply
 from appliance.spool.derived import Derived
@@ -27,9 +30,12 @@ from appliance.spool.rows import Body, Event
 
 T = TypeVar("T")
 
+NEXT_TO_NOTHING = 1 << 20
+"""Bytes: with less than this a ledger that cannot be opened is given the ballast's room."""
+
 _DAMAGED = (apsw.CorruptError, apsw.NotADBError)
-_FAULTS = (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.ReadOnlyError, apsw.CantOpenError,
-           apsw.PermissionsError, apsw.NoMemError, apsw.ProtocolError)
+_PASSING = (apsw.BusyError, apsw.LockedError, apsw.FullError)
+_FAULTS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.NoMemError, apsw.ProtocolError)
 
 
 def fault_of(error: apsw.Error) -> LedgerError:
@@ -38,6 +44,8 @@ def fault_of(error: apsw.Error) -> LedgerError:
     if isinstance(error, _DAMAGED):
         return LedgerDamaged(f"the ledger is damaged: {text}",
                              mend="Run `dcmgate spool check`; `spool rebuild` makes it from the objects.")
+    if isinstance(error, _PASSING):
+        return LedgerBusy(f"the ledger cannot be written now: {text}", mend="Check the disk (free space, and how fast it is).")
     if isinstance(error, _FAULTS):
         return LedgerFault(f"the ledger cannot be used: {text}", mend="Check the disk (free space, dmesg, smartctl).")
     return LedgerError(f"the ledger refused: {text}", mend="This is a fault of the program: report it with the log.")
@@ -117,15 +125,26 @@ class LedgerCore:
     def _open(cls, path: Path, clock: Clock, *, create: bool, read_only: bool, checkpointer: bool,
               schema_version: int = schema.SCHEMA, migrations: Mapping[int, schema.Migration] = schema.MIGRATIONS) -> Self:
         try:
-            db = schema.connect(path, create=create, read_only=read_only, checkpointer=checkpointer)
             try:
-                ledger = cls(path, clock, db, read_only=read_only)
-                ledger._prepare(schema_version, migrations)
-            except BaseException:
-                db.close()
-                raise
+                return cls._connect(path, clock, create, read_only, checkpointer, schema_version, migrations)
+            except (apsw.FullError, apsw.IOError, apsw.CantOpenError):
+                # On a full disk not even the files beside the ledger can be made, which shows as an I/O error.
+                if read_only or not _is_full(path.parent) or not ballast.give_up(path.parent):
+                    raise
+                return cls._connect(path, clock, create, read_only, checkpointer, schema_version, migrations)
         except apsw.Error as error:
             raise fault_of(error) from error
+
+    @classmethod
+    def _connect(cls, path: Path, clock: Clock, create: bool, read_only: bool, checkpointer: bool, schema_version: int,
+                 migrations: Mapping[int, schema.Migration]) -> Self:
+        db = schema.connect(path, create=create, read_only=read_only, checkpointer=checkpointer)
+        try:
+            ledger = cls(path, clock, db, read_only=read_only)
+            ledger._prepare(schema_version, migrations)
+        except BaseException:
+            db.close()
+            raise
         return ledger
 
     def close(self) -> None:
@@ -185,17 +204,22 @@ class LedgerCore:
         return Transaction(self._db, self.boot, self.clock.boot_ns(), self.clock.wall_ns())
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
-        """Run `work` in one transaction; it may run twice, where the ballast had to be given up."""
+        """Run `work` in one transaction; on a full disk once more after each means of making room."""
         with self._lock:
             try:
-                try:
-                    return self._attempt(work)
-                except apsw.FullError:
-                    if not ballast.give_up(self.path.parent):
-                        raise
-                    return self._attempt(work)
+                for make_room in (self._reuse_wal, lambda: ballast.give_up(self.path.parent), self._reuse_wal):
+                    try:
+                        return self._attempt(work)
+                    except apsw.FullError:
+                        make_room()
+                return self._attempt(work)
             except apsw.Error as error:
                 raise fault_of(error) from error
+
+    def _reuse_wal(self) -> None:
+        """Let the WAL begin anew: its pages go where the database already has room for most of them."""
+        with suppress(apsw.Error):
+            self._db.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _attempt(self, work: Callable[[Transaction], T]) -> T:
         self._db.execute("BEGIN IMMEDIATE")
@@ -229,6 +253,14 @@ class LedgerCore:
                 return self._db.execute(sql, values).fetchall()
             except apsw.Error as error:
                 raise fault_of(error) from error
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the file system has next to no room left."""
+    with suppress(OSError):
+        disk = os.statvfs(folder)
+        return disk.f_bavail * disk.f_frsize < NEXT_TO_NOTHING
+    return False
 
 
 def has_objects(folder: Path) -> bool:

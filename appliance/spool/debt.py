@@ -77,6 +77,12 @@ class Debt:
         self._committing_since = self._since
         return rows, voids
 
+    def still_owed(self, rows: list[Custody], voids: list[tuple[int, str]]) -> None:
+        """The ledger did not take the collected group: it comes first in the next one, as old as it is."""
+        self._rows[:0] = rows
+        self._voids[:0] = voids
+        self._since, self._committing_since = self._committing_since, 0
+
     def settled(self, rows: list[Custody]) -> None:
         """The collected rows are in the ledger."""
         self.settled_count += len(rows)

@@ -9,7 +9,8 @@ are owed, a group at a time. With nothing to do it sleeps without a time-out.
 
 On failure: any SpoolFault or ledger error closes intake for as long as the
 process lives (I6): `out_of_intake` says why, for the receiver to log; `take` and
-`finish` raise SpoolFault, delivery goes on elsewhere. A full disk closes nothing.
+`finish` raise SpoolFault, delivery goes on elsewhere. A full disk closes nothing,
+nor does a ledger that is not to be had just now: what is owed stays owed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from appliance.clock import SECOND, Clock
-from appliance.errors import DcmgateError, LedgerError, SpoolError, SpoolFault, SpoolFull
+from appliance.errors import DcmgateError, LedgerBusy, LedgerError, SpoolError, SpoolFault, SpoolFull
 from appliance.model import Custody, SpaceState
 from appliance.policy import Space
 from appliance.spool.buffers import Buffer, BufferPool
@@ -37,6 +38,9 @@ SLOT_SECONDS = 10.0
 
 DEBT_SECONDS = 12.0
 """Longest wait for the ledger to catch up: with the sync before it, a status within 25 s of the last byte (I1)."""
+
+AGAIN_AFTER = SECOND // 2
+"""A group that the ledger did not take (LedgerBusy) is committed again after this."""
 
 
 class Intake:
@@ -66,6 +70,7 @@ class Intake:
         self._stopping = False
         self._in_flight = 0
         self._syncing: dict[int, int] = {}
+        self._not_before = 0                           # boot ns: the ledger was busy, and is left alone until then
         self._out = ""
 
     # The receiver's side
@@ -295,8 +300,10 @@ class Intake:
             while True:
                 if self._out:
                     return False
-                due = self._debt.due(self.clock.boot_ns())
-                if due == 0 or (self._stopping and self._debt.size):
+                now = self.clock.boot_ns()
+                due = 0 if self._stopping and self._debt.size else self._debt.due(now)
+                due = due if due < 0 else max(due, self._not_before - now)
+                if due == 0:
                     rows, voids = self._debt.collect()
                     make = False
                     break
@@ -319,6 +326,8 @@ class Intake:
             made = self._slots.make()
         except SpoolFull as e:
             failure = e
+        except LedgerBusy as e:
+            failure = SpoolFault(e.message, mend=e.mend)
         with self._lock:
             self._slots.failure = failure
             self._slots.put(made)
@@ -326,10 +335,16 @@ class Intake:
 
     def _commit(self, rows: list[Custody], voids: list[tuple[int, str]]) -> None:
         """One group into the ledger. A failure closes intake: the objects are durable, the next start-up adopts them."""
-        if voids:
-            self._ledger.void(voids)
-        if rows:
-            self._ledger.accepted(rows)
+        try:
+            if voids:
+                self._ledger.void(voids)
+            if rows:
+                self._ledger.accepted(rows)
+        except LedgerBusy:
+            with self._lock:
+                self._debt.still_owed(rows, voids)
+                self._not_before = self.clock.boot_ns() + AGAIN_AFTER
+            return
         with self._lock:
             self._debt.settled(rows)
             self._turn.notify_all()
