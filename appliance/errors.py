@@ -142,7 +142,7 @@ class LedgerFault(LedgerError):
 
 
 class LedgerBusy(LedgerFault):
-    """Somebody else wrote for too long, or the disk is full. Nothing has changed, and no data were lost: it may be tried again."""
+    """Somebody else wrote for too long, or the disk is full. Nothing changed and nothing was lost: it may be tried again."""
 
 
 class DeliveryError(DcmgateError):

@@ -1,4 +1,4 @@
-"""A ledger that is not to be had for a while: somebody else writes, or the disk is full. Nothing of that closes intake for good."""
+"""A ledger that is not to be had for a while: somebody else writes, or the disk is full. Nothing of that closes intake."""
 
 from __future__ import annotations
 
