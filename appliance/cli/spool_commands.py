@@ -121,6 +121,7 @@ def check(site: Site, arguments: argparse.Namespace) -> int:
 def rebuild(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.cli.services import open_spool
     from appliance.clock import SystemClock
+    from appliance.keeper.witness import Witness
     from appliance.manage.control import SOCKET, is_answering, this_user
     from appliance.manage.generations import publish_text
     from appliance.spool.ledger import Ledger
@@ -131,9 +132,10 @@ def rebuild(site: Site, arguments: argparse.Namespace) -> int:
         raise SpoolRefused(f"{spool.path} is in use: a keeper answers", mend="stop all of Dcmgate first")
     clock = SystemClock()
     report = make(spool, clock)
-    if place.problem is None:
-        with Ledger.open(spool.ledger_path, clock) as ledger:
+    with Ledger.open(spool.ledger_path, clock) as ledger:
+        if place.problem is None:
             publish_text(ledger, place.text, place.path, this_user())
+        Witness(Path(place.spool.state), spool.uuid).keep(ledger)     # another ledger than was seen, on purpose
     site.emit({"path": str(spool.ledger_path), "accepted": report.accepted, "open": len(report.open),
                "moved": str(report.moved) if report.moved else None})
     if report.moved is not None:

@@ -130,6 +130,8 @@ class Keeper:
             thread.join(seconds)
             clean = clean and not thread.is_alive()
         self._threads.clear()
+        if clean:
+            self._task("witness", self._keep_witness)    # so that a ledger which is put back while nothing runs is noticed
         if self._mailbox is not None:
             self._mailbox.close()
             self._mailbox = None
