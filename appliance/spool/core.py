@@ -207,7 +207,7 @@ class LedgerCore:
         """Run `work` in one transaction; on a full disk once more after each means of making room."""
         with self._lock:
             try:
-                for make_room in (self._reuse_wal, lambda: ballast.give_up(self.path.parent), self._reuse_wal):
+                for make_room in (self._reuse_wal, self._use_ballast):
                     try:
                         return self._attempt(work)
                     except apsw.FullError:
@@ -216,9 +216,15 @@ class LedgerCore:
             except apsw.Error as error:
                 raise fault_of(error) from error
 
+    def _use_ballast(self) -> None:
+        """Give the ballast up, and let the database have of its room what it needs before the WAL takes all."""
+        if ballast.give_up(self.path.parent):
+            self._reuse_wal()
+
     def _reuse_wal(self) -> None:
-        """Let the WAL begin anew: its pages go where the database already has room for most of them."""
+        """Let the WAL begin anew: most of its pages have their place in the database already. From now on it stays short."""
         with suppress(apsw.Error):
+            self._db.wal_autocheckpoint(schema.WAL_SHORT_PAGES)
             self._db.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _attempt(self, work: Callable[[Transaction], T]) -> T:

@@ -36,6 +36,9 @@ BUSY_MILLISECONDS = 10_000
 WAL_BOUND_PAGES = 16_384
 """64 MiB: beyond it any writer checkpoints, so that the WAL stays bounded when no keeper runs."""
 
+WAL_SHORT_PAGES = 256
+"""1 MiB: bound of the WAL for whoever has met a full disk; the ballast is 8 MiB."""
+
 DERIVED_TABLES = ("boots", "owners", "grants", "open_numbers", "voids", "objects", "deliveries", "counters", "queues",
                   "studies", "arrivals", "admitted")
 
@@ -190,4 +193,5 @@ def migrate(db: apsw.Connection, own: int = SCHEMA, steps: Mapping[int, Migratio
             raise LedgerDamaged(f"no way from ledger schema {step} to {step + 1}", mend="Go by way of an earlier release.")
         readable = steps[step](db)
         set_meta(db, "readable", str(readable))
+        set_meta(db, "writer", str(step + 1))
         db.execute(f"PRAGMA user_version = {step + 1}")

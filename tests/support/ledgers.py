@@ -22,7 +22,8 @@ def custody(ledger: Ledger, number: int, uid: str = "", content: str = "", *, sy
     """A custody record of now; `uid` and `content` are made from the number unless given."""
     clock = ledger.clock
     return Custody(number, ledger.boot, clock.boot_ns(), clock.wall_ns(), b"1.2.840.10008.5.1.4.1.1.2",
-                   (uid or f"1.2.3.{number}").encode(), syntax, length, blake3((content or f"{number}").encode()).digest(), source)
+                   (uid or f"1.2.3.{number}").encode(), syntax, length, blake3((content or f"{number}").encode()).digest(),
+                   source)
 
 
 class Bench:
@@ -36,7 +37,11 @@ class Bench:
 
     def reopen(self) -> None:
         self.ledger.close()
+        self.reopen_closed()
+
+    def reopen_closed(self) -> None:
         self.ledger = Ledger.open(self.path, self.clock)
+        self.owner = self.ledger.register_owner("receiver")
 
     def accept(self, uid: str = "", content: str = "", *, syntax: str = "1.2.840.10008.1.2.1", source: Source = SOURCE,
                length: int = 1000) -> int:
