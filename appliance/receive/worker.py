@@ -39,6 +39,14 @@ class Report:
     out_of_intake: str
 
 
+class _Book:
+    """`door.Book`: asked on one connection, written on another."""
+
+    def __init__(self, questions: Ledger, ledger: Ledger) -> None:
+        self.admitted = questions.admitted
+        self.knocked = ledger.knocked
+
+
 class Worker:
     """`take` hands it sockets. `on_ended` is called with the ticket of each that is over, from any thread."""
 
@@ -48,9 +56,11 @@ class Worker:
         self.guard = Guard(limits, self._tick)
         self._on_tick = on_tick
         self.ledger = Ledger.open(spool.ledger_path, clock)
+        # Whoever asks for an association is answered, however long the disk keeps the writing connection waiting.
+        self.questions = Ledger.open(spool.ledger_path, clock, read_only=True)
         target = run_dir / kick.FORWARDER
-        self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target))
-        self.door = Door(config, self.intake, self.ledger, clock.wall_ns)
+        self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target), questions=self.questions)
+        self.door = Door(config, self.intake, _Book(self.questions, self.ledger), clock.wall_ns)
         self.registry = Registry(Verification(limits.drain), Storage(self.intake, limits.drain))
         self._on_ended = on_ended
         self._config = config
@@ -64,6 +74,7 @@ class Worker:
         try:
             self.intake.start()
         except DcmgateError:
+            self.questions.close()
             self.ledger.close()
             raise
         self.door.start()
@@ -115,6 +126,7 @@ class Worker:
         clean = self.intake.stop() and clean
         self.door.stop()
         self.guard.stop()
+        self.questions.close()
         self.ledger.close()
         return clean
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from appliance.clock import SECOND, Clock
 from appliance.errors import DcmgateError, LedgerBusy, LedgerError, SpoolError, SpoolFault, SpoolFull
@@ -39,16 +40,22 @@ SLOT_SECONDS = 10.0
 DEBT_SECONDS = 12.0
 """Longest wait for the ledger to catch up: with the sync before it, a status within 25 s of the last byte (I1)."""
 
+RECOVER_AGAIN = 60 * SECOND
+"""So long after the start it is looked once more for owners that have died: one that is only just dying holds its lock
+while its files are closed, and what it had acknowledged must not wait for the next start."""
+
 AGAIN_AFTER = SECOND // 2
 """A group that the ledger did not take (LedgerBusy) is committed again after this."""
 
 
 class Intake:
     """See the module. `ledger` is used from the caller's and the maintenance thread; `on_accepted` is called after each
-    group of rows, on the maintenance thread, and must not block."""
+    group of rows, on the maintenance thread, and must not block. `questions`: a connection of its own for what others ask
+    meanwhile, so that they do not wait for a group that the disk keeps waiting."""
 
     def __init__(self, spool: Spool, ledger: Ledger, clock: Clock, *, ready: int = 64, max_debt: int = 256,
-                 max_debt_seconds: float = 1.0, on_accepted: Callable[[], None] = lambda: None) -> None:
+                 max_debt_seconds: float = 1.0, on_accepted: Callable[[], None] = lambda: None,
+                 questions: Ledger | None = None) -> None:
         self.spool = spool
         self.clock = clock
         self.boot = 0
@@ -57,6 +64,7 @@ class Intake:
         self.recovery = Recovery()
         self.error: Exception | None = None            # what ended the maintenance thread, if it was none of our errors
         self._ledger = ledger
+        self._questions = questions or ledger
         self._on_accepted = on_accepted
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)   # the maintenance thread waits here
@@ -70,6 +78,7 @@ class Intake:
         self._stopping = False
         self._in_flight = 0
         self._syncing: dict[int, int] = {}
+        self._recover_at = -1                          # boot ns; -1: not any more
         self._not_before = 0                           # boot ns: the ledger was busy, and is left alone until then
         self._out = ""
 
@@ -91,6 +100,7 @@ class Intake:
             self._slots.close()
             self._disown()
             raise
+        self._recover_at = self.clock.boot_ns() + RECOVER_AGAIN
         self._thread = threading.Thread(target=self._maintain, name="intake", daemon=True)
         self._thread.start()
 
@@ -109,7 +119,7 @@ class Intake:
         if not self.spool.size:
             return gauge.refresh()
         owed = self._debt.bytes
-        held_bytes, largest = held(self._ledger)
+        held_bytes, largest = held(self._questions)
         return gauge.count(held_bytes + owed, largest)
 
     def space(self) -> SpaceState:
@@ -296,6 +306,7 @@ class Intake:
 
     def _maintain_once(self) -> bool:
         """Wait for work and do one piece of it; False when it is time to end."""
+        work: Callable[[], None]
         with self._lock:
             while True:
                 if self._out:
@@ -305,19 +316,28 @@ class Intake:
                 due = due if due < 0 else max(due, self._not_before - now)
                 if due == 0:
                     rows, voids = self._debt.collect()
-                    make = False
+                    work = partial(self._commit, rows, voids)
                     break
                 if self._stopping and self._in_flight == 0:
                     return False
                 if self._slots.low and self._slots.failure is None and not self._stopping:
-                    make = True
+                    work = self._make_slots
                     break
-                self._work.wait(None if due < 0 else due / SECOND)
-        if make:
-            self._make_slots()
-        else:
-            self._commit(rows, voids)
+                again = max(0, self._recover_at - now) if self._recover_at >= 0 else -1
+                if again == 0:
+                    self._recover_at = -1
+                    work = self._recover_again
+                    break
+                waits = [each for each in (due, again) if each >= 0]
+                self._work.wait(min(waits) / SECOND if waits else None)
+        work()
         return True
+
+    def _recover_again(self) -> None:
+        """What start-up could not judge yet. It may fail: start-up looked at what matters most, and the next one will again."""
+        with suppress(SpoolError, LedgerError):
+            if recover(self.spool, self._ledger).adopted:
+                self._on_accepted()
 
     def _make_slots(self) -> None:
         failure: SpoolError | None = None
