@@ -144,9 +144,8 @@ class Door:
         intake = self._intake
         if intake.out_of_intake:
             return f"out of intake: {intake.out_of_intake}."
-        since = intake.stuck_since()
-        if since and now_ns() - since > STUCK * SECOND:
-            return f"the disk has not answered for {(now_ns() - since) // SECOND} s."
+        if stuck := self.stuck():
+            return stuck
         try:
             room = intake.room()
         except (SpoolError, LedgerError) as e:
@@ -154,6 +153,11 @@ class Door:
         if storage_admitted(room, priority):
             return ""
         return f"the spool is {room.state}: {room.free} of {room.total} bytes are free."
+
+    def stuck(self) -> str:
+        """Says that the disk hangs; empty where it does not. Does not block."""
+        since = self._intake.stuck_since()
+        return f"the disk has not answered for more than {STUCK} s." if since and now_ns() - since > STUCK * SECOND else ""
 
     # -- who knocked -------------------------------------------------------------------------------------------------
 

@@ -136,7 +136,12 @@ class Worker:
 
     def report(self) -> Report:
         """For the tick: nothing in here may block."""
-        return Report(len(self._associations), self.guard.moving(), self.intake.out_of_intake)
+        return Report(len(self._associations), self.guard.moving(), self.out_of_intake)
+
+    @property
+    def out_of_intake(self) -> str:
+        """Why nothing is taken in; empty where something is. Does not block."""
+        return self.intake.out_of_intake or self.door.stuck()
 
     # -- association.Host --------------------------------------------------------------------------------------------
 
