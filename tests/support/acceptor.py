@@ -253,7 +253,7 @@ def served(folder: Path, *, workers: int = 1, limits: Limits | None = None, max_
 def program() -> None:
     """What `served` runs."""
     folder, workers, limits = Path(sys.argv[1]), int(sys.argv[2]), Limits(**json.loads(sys.argv[3]))
-    current = config(replace(OPEN, max_per_address=int(sys.argv[4])))
+    current = config(replace(OPEN, max_per_address=int(sys.argv[4])), peers=[Peer(id="anybody")])
     receiver = Receiver(lambda: current, Spool.open(folder / "spool"), SystemClock(), folder / "run", workers=workers,
                         limits=limits)
     receiver.start()

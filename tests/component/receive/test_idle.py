@@ -55,9 +55,10 @@ def test_64_idle_associations_make_no_system_calls_but_one_tick(tmp_path: Path):
             assert busy.store(report) == 0
         threading.Event().wait(SETTLED)
         found = calls(server, 10.0, tmp_path / "strace.log")
-        assert len({thread for thread, _ in found}) <= 2, found    # the guard's thread, and whom it may have woken
-        assert sum(found.values()) <= 30, found
-        assert not {name for _, name in found} & {"recvmsg", "recvfrom", "poll", "epoll_wait", "sendto"}, found
+        # The tick goes through three threads: guard, receiver, front. None of an association makes a call.
+        assert len({thread for thread, _ in found}) <= 3, found
+        assert sum(found.values()) <= 25, found
+        assert not {name for _, name in found} & {"recvmsg", "recvfrom", "poll", "sendto", "fdatasync"}, found
         assert [scanner.echo() for scanner in scanners] == [0] * 64
         for scanner in scanners:
             scanner.close()
