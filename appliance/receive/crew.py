@@ -52,6 +52,11 @@ class _Member:
         self.reported = 0
         self.starts: deque[int] = deque()
 
+    @property
+    def out_of_intake(self) -> str:
+        """Why this worker takes nothing in, as it said last; empty where it does."""
+        return self.report.out_of_intake if self.report is not None else ""
+
 
 class Crew:
     """`on_ended` is called with the ticket of each association that is over."""
@@ -106,6 +111,13 @@ class Crew:
         """Process numbers of the workers that are ready."""
         return [member.pid for member in self._members if member.ready]
 
+    @property
+    def out_of_intake(self) -> str:
+        """Why workers take nothing in, as they said last; empty where all do."""
+        if not any(member.ready for member in self._members):
+            return self._failure.message if self._failure is not None else "no receiver process is up"
+        return "; ".join(sorted({member.out_of_intake for member in self._members if member.ready and member.out_of_intake}))
+
     def moving(self) -> bool:
         """Whether each worker that is up has lately said that it moves, and at least one is up."""
         oldest = now_ns() - int(3 * self._limits.tick * SECOND)
@@ -115,8 +127,11 @@ class Crew:
     # -- the front's thread ------------------------------------------------------------------------------------------
 
     def take(self, sock: socket.socket, arrival: Arrival, ticket: int) -> bool:
-        """Hand a socket to the least loaded worker; False if none can take it, and the socket is still the caller's."""
-        for member in sorted((m for m in self._members if m.ready), key=lambda m: len(m.tickets)):
+        """Hand a socket to the least loaded worker; False if none can take it, and the socket is still the caller's.
+
+        One that is out of intake comes last: it sends every scanner away at once, and so would always be the least loaded.
+        """
+        for member in sorted((m for m in self._members if m.ready), key=lambda m: (bool(m.out_of_intake), len(m.tickets))):
             if self._send(member, channels.ARRIVED, (ticket, *astuple(arrival)), [sock.fileno()]):
                 member.tickets.add(ticket)
                 sock.close()
@@ -157,7 +172,11 @@ class Crew:
             self._control = None
 
     def _begin(self, member: _Member) -> None:
-        ours, theirs = channels.pair()
+        try:
+            ours, theirs = channels.pair()
+        except OSError as e:
+            log.error("a worker process cannot be started", error=e)
+            return
         with theirs:
             try:
                 self._ask_nursery(channels.FORK, theirs.fileno())

@@ -20,7 +20,8 @@ from pathlib import Path
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
-from appliance.net import sockets
+from appliance.net import kick, sockets
+from appliance.receive import health
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
 from appliance.receive.guard import Guard, now_ns
@@ -74,6 +75,7 @@ class Receiver:
         self._ticked = threading.Event()
         self._stopped = False
         self._heard = 0
+        self._condition: health.Condition | None = None
         self._thread: threading.Thread | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ class Receiver:
             raise
         self._front.listen(self._bound.values())
         self._heard = now_ns()
+        self._tell()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
         log.info("receiver is ready", ports=" ".join(f"{bound.listener}:{bound.port}" for bound in self._bound.values()),
@@ -161,6 +164,13 @@ class Receiver:
         """Process numbers of the workers; this process's own where it is the only one."""
         return self._crew.pids if self._crew is not None else [os.getpid()]
 
+    @property
+    def out_of_intake(self) -> str:
+        """Why nothing, or not everything, is taken in any more; empty where all is well (I6)."""
+        if self._crew is not None:
+            return self._crew.out_of_intake
+        return self._worker.out_of_intake if self._worker is not None else ""
+
     def progress(self) -> bool:
         """Whether the accept loop and every worker that is not idle have moved lately: only then the watchdog is fed."""
         late = now_ns() - int(3 * self.limits.tick * SECOND)
@@ -192,6 +202,7 @@ class Receiver:
 
     def _tick(self) -> None:
         self._front.call(self._hear)
+        self._tell()
         try:
             config = self._source()
         except DcmgateError as e:
@@ -201,6 +212,18 @@ class Receiver:
             self._configure(config)
         if self._crew is not None:
             self._front.call(self._crew.tick)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Publish whether anything is taken in, where that has changed; the keeper raises the alarm."""
+        condition = health.Condition(self.out_of_intake, tuple(self.problems))
+        if condition == self._condition:
+            return
+        if condition.out_of_intake:
+            log.error("out of intake", why=condition.out_of_intake)
+        self._condition = condition
+        health.write(self._run_dir, condition.out_of_intake, condition.problems)
+        kick.send(self._run_dir / kick.KEEPER)
 
     def _configure(self, config: Config) -> None:
         self._config = config
