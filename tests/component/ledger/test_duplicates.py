@@ -153,6 +153,36 @@ def test_a_twin_that_the_destination_does_not_have_after_all(bench: Bench) -> No
     assert bench.queue() == [first] and not bench.complete(second) and not bench.complete(first)
 
 
+# --- the twin is sent elsewhere -------------------------------------------------------------------------------------------
+
+def test_a_twin_that_is_sent_again_makes_its_duplicates_wait_for_the_new_proof(bench: Bench) -> None:
+    first, second = twins(bench)
+    bench.send(first)
+    bench.confirm(first)
+    assert bench.complete(second)
+    bench.ledger.requeue([first], "anna")
+    assert bench.queue() == [first] and not bench.complete(second)
+
+
+def test_a_twin_that_is_moved_takes_its_duplicates_along(bench: Bench) -> None:
+    first, second = twins(bench, "old")
+    bench.ledger.requeue([first], "anna", "new")
+    assert bench.queue("old") == [] and bench.queue("new") == [first]
+    assert bench.delivery(second, "new") == "covered"
+    bench.send(first, "new")
+    bench.confirm(first, "new")
+    assert bench.complete(second)
+
+
+def test_where_the_twin_is_a_duplicate_itself_both_rely_on_the_same_one(bench: Bench) -> None:
+    first = bench.take("1.2", "x", "new")
+    second = bench.take("1.2", "x", "old", "new")
+    third = bench.take("1.2", "x", "old")
+    bench.ledger.requeue([second], "anna", "new", "old")
+    assert bench.queue("old") == [] and bench.queue("new") == [first]
+    assert [d.twin for n in (second, third) for d in bench.ledger.deliveries(n)] == [first, first]
+
+
 # --- same UID, other content ----------------------------------------------------------------------------------------------
 
 def test_a_conflict_is_flagged_and_delivered_in_order_of_arrival(bench: Bench) -> None:
