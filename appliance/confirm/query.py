@@ -2,7 +2,9 @@
 
 One query for each series, over one association. An object whose study or
 series is not known is asked for by its UID alone, which an archive need not
-answer: such an object is then neither proved nor missing.
+answer: such an object is then neither proved nor missing. Nor is one whose UID
+was sent there with other content as well: it is listed, whichever of the two
+the archive kept.
 """
 
 from __future__ import annotations
@@ -22,16 +24,20 @@ AT_ONCE = 64
 """UIDs in one query without study and series."""
 
 Locator = Callable[[Sequence[int]], Mapping[int, Located]]
+Rivalled = Callable[[int, str], bool]
 
 _Titles = tuple[str, str]
 
 
 class QueryProof:
-    """`locate` gives study and series of objects, as far as they are known."""
+    """`locate` gives study and series of objects, as far as they are known; `rivalled` says whether the destination
+    was also sent other content under the same UID."""
 
-    def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None) -> None:
+    def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None, *,
+                 rivalled: Rivalled = lambda number, destination: False) -> None:
         self._destination = destination
         self._locate = locate
+        self._rivalled = rivalled
         self._finder = finder or Finder()
 
     def close(self) -> None:
@@ -42,7 +48,10 @@ class QueryProof:
         located = self._locate([each.number for each in sent])
         groups: dict[_Titles, list[Sent]] = defaultdict(list)
         for each in sent:
-            if is_uid(each.sop_instance):
+            if self._rivalled(each.number, each.destination):
+                found.append(Evidence(each.number, Verdict.UNKNOWN, "other content was sent there under the same UID: "
+                                      "a query cannot tell which of them it has"))
+            elif is_uid(each.sop_instance):
                 groups[self._titles(each)].append(each)
             else:
                 found.append(Evidence(each.number, Verdict.UNKNOWN, "its UID is none: no query can ask for it"))

@@ -84,6 +84,13 @@ class Questions(LedgerCore):
         return bool(self._select("SELECT 1 FROM objects WHERE uid = ? AND (boot, since_boot) > (?, ?) LIMIT 1",
                                  (uid_text, boot, since_boot)))
 
+    def rivalled(self, number: int, destination: str) -> bool:
+        """Whether an object with the same UID and other content was tried at that destination too."""
+        return bool(self._select(
+            "SELECT 1 FROM objects own CROSS JOIN objects o ON o.uid = own.uid AND o.digest <> own.digest"
+            " CROSS JOIN deliveries d ON d.number = o.number AND d.destination = ? AND d.attempts > 0"
+            " WHERE own.number = ? LIMIT 1", (destination, number)))
+
     def quarantined(self, limit: int = 1000) -> list[ObjectRow]:
         return [object_row(row) for row in self._select(
             f"SELECT {OBJECT_COLUMNS} FROM objects WHERE state = 'quarantined' ORDER BY number LIMIT ?", (limit,))]
