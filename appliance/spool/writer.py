@@ -30,7 +30,8 @@ from appliance.spool.layout import spool_error
 from appliance.spool.slots import Slot
 
 DIRECT_FROM = 128 << 10
-"""Bytes from which a write goes around the page cache: below, the cache's copy is cheaper (measured, man/design.md)."""
+"""Bytes from which a write goes around the page cache. Below, the cache's copy is cheaper: on ext4, write and sync took
+202 us through the cache and 271 us around it at 8 kB, and 1173 against 595 us at 530 kB."""
 
 DIGEST_PIECE = 128 << 10
 """The digest follows the data in pieces of this size, while the peer is still sending: little is left for the end."""
