@@ -2,7 +2,8 @@
 
 Every file with a valid head and the right length is accepted again and waits for
 routing; every other file's number stays open, so that the next start-up judges
-it by the table in recover.py. The old ledger is moved aside, never deleted: it
+it by the table in recover.py. Numbers that lie in quarantine are used up, too:
+nothing new may ever get the name of what is kept there. The old ledger is moved aside, never deleted: it
 is evidence. Run it while no receiver, forwarder or keeper runs.
 """
 
@@ -12,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from appliance.clock import Clock
@@ -19,6 +21,7 @@ from appliance.dicom.part10 import HEAD, parse_head
 from appliance.errors import HeadError, SpoolRefused
 from appliance.model import Custody
 from appliance.spool import ledger as ledgers
+from appliance.spool import quarantine
 from appliance.spool.layout import Spool, spool_error, sync_folder
 from appliance.spool.owners import nobody
 
@@ -44,10 +47,11 @@ def rebuild(spool: Spool, clock: Clock) -> Rebuilt:
         with nobody(spool.owners_path) as free:
             if not free:
                 raise SpoolRefused(f"{spool.path} is in use", mend="Stop all of Dcmgate first.")
+            kept = [entry.number for entry in quarantine.entries(spool)]
             report.moved = _move_aside(spool)
             numbers = spool.object_numbers()
             # `open` is filled while the heads are read; the ledger looks at it when it has had them all.
-            ledgers.rebuild(spool.ledger_path, clock, _whole(spool, numbers, report), report.open).close()
+            ledgers.rebuild(spool.ledger_path, clock, _whole(spool, numbers, report), chain(report.open, kept)).close()
             sync_folder(spool.path)
     except OSError as e:
         raise spool_error(e, "cannot rebuild the ledger") from e
