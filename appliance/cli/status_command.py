@@ -112,9 +112,19 @@ class Look:
             "states": {str(state): count for state, count in counts.states.items()},
             "destinations": self._destinations(counts, conditions),
             "studies": [self._study(row) for row in ledger.studies(studies)],
-            "alarms": [{"key": a.alarm.key, "severity": str(a.alarm.severity), "text": a.alarm.text, "mend": a.alarm.mend,
-                        "since": a.wall} for a in ledger.alarms()],
+            "alarms": self._alarms(),
         }
+
+    def _alarms(self) -> list[dict[str, Any]]:
+        """Those that the keeper put in the ledger, and what receivers say of a disk that takes no rows any more."""
+        from appliance.receive import health
+        found = [(row.alarm, row.wall) for row in self._opened.ledger.alarms()]
+        if why := health.read(self._opened.run).out_of_intake:
+            from appliance.keeper.findings import intake_alarm
+            alarm = intake_alarm(why)
+            found += [(alarm, 0)] if alarm.key not in {known.key for known, _ in found} else []
+        return [{"key": alarm.key, "severity": str(alarm.severity), "text": alarm.text, "mend": alarm.mend, "since": wall}
+                for alarm, wall in found]
 
     def _destinations(self, counts: Counts, conditions: dict[str, Condition]) -> list[dict[str, Any]]:
         oldest = {b.destination: b.oldest_wall for b in self._opened.ledger.backlog()}
@@ -159,7 +169,8 @@ class Look:
         for alarm in facts["alarms"]:
             style = site.bad if alarm["severity"] == Severity.CRITICAL else site.warn
             lines.append(style(f"{alarm['severity']}: {safe(alarm['text'])}") +
-                         (f" — {safe(alarm['mend'])}" if alarm["mend"] else "") + site.dim(f"  since {when(alarm['since'])}"))
+                         (f" — {safe(alarm['mend'])}" if alarm["mend"] else "") +
+                         (site.dim(f"  since {when(alarm['since'])}") if alarm["since"] else ""))
         lines += ["", *self._destination_lines(facts["destinations"])]
         if facts["studies"]:
             lines += ["", *self._study_lines(facts["studies"])]

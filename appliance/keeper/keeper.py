@@ -260,8 +260,11 @@ class Keeper:
     # -- alarms --------------------------------------------------------------------------------------------------------
 
     def findings(self) -> list[Alarm]:
-        """What a person should know, now."""
-        return list(self._findings())
+        """What a person should know, now; where spool or ledger cannot be read, that, and what is known without them."""
+        try:
+            return list(self._findings())
+        except DcmgateError as error:
+            return [findings.fault_alarm("spool", error), *self._faults.values(), *self._stage_findings()]
 
     def _findings(self) -> Iterator[Alarm]:
         config, counts, now = self._config(), self.ledger.counts(), self.ledger.powered_on()
