@@ -132,6 +132,7 @@ class Receiver:
         self._ticked.set()
         if self._thread is not None:
             self._thread.join(10)
+        health.write(self._run_dir, "", ())      # the next one finds out for itself how the disk is
         self._front.stop()
         self._close_ports()
         return clean

@@ -42,8 +42,9 @@ def fault_of(error: apsw.Error) -> LedgerError:
     """Our error for one of apsw."""
     text = str(error)
     if isinstance(error, _DAMAGED):
-        return LedgerDamaged(f"the ledger is damaged: {text}",
-                             mend="Run `dcmgate spool check`; `spool rebuild` makes it from the objects.")
+        # SQLite says so of a disk that cannot be read, too.
+        return LedgerDamaged(f"the ledger is damaged: {text}", mend="Check the disk (dmesg), then run `dcmgate spool check`; "
+                                                                    "`dcmgate spool rebuild` makes it from the objects.")
     if isinstance(error, _PASSING):
         return LedgerBusy(f"the ledger cannot be written now: {text}", mend="Check the disk (free space, and how fast it is).")
     if isinstance(error, _FAULTS):
