@@ -13,9 +13,9 @@ ROUNDS ?= 200
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
-run: ## a gateway with an embedded archive and a simulated scanner; ONCE=1 ends after the balance
+run: ## a gateway, its archive and a simulated scanner to watch; ONCE=1 ends after the balance, ADDRESS=0.0.0.0 for real scanners
 	@.ci/setup run
-	@exec $(PYTHON) -m appliance.demo $(if $(filter-out 0,$(ONCE)),--once)
+	@exec $(PYTHON) -m appliance.demo --folder build $(if $(filter-out 0,$(ONCE)),--once) $(addprefix --address=,$(ADDRESS)) $(addprefix --port=,$(PORT))
 
 lint: ## style, types, layers
 	@.ci/setup dev

@@ -213,8 +213,8 @@ def main() -> int:
     bench = Bench(folder, device, given.rounds or (2 if given.quick else 5), given.only)
     where = report.machine(base, device)
     heading = "\n".join(["## Bench", "", *(f"- {name.replace('_', ' ')}: {value}" for name, value in where.items()), "",
-                         "DCMTK and Orthanc with TCP_NODELAY=1 and PDUs of 128 KiB unless \"as shipped\". Only rows of one "
-                         "table may be compared.", ""])
+                         "DCMTK and Orthanc run with TCP_NODELAY=1 unless \"as shipped\"; the scanner's PDUs are as long as each "
+                         "receiver allows. Only rows of one table may be compared.", ""])
     print(heading, flush=True)
     begin = time.monotonic()
     try:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -70,17 +71,17 @@ def ours(folder: Path) -> Iterator[Contestant]:
 
 
 @contextmanager
-def storescp(folder: Path, *, as_shipped: bool = False, pdu: int = 131072) -> Iterator[Contestant]:
-    """A process for each association; the data set goes to a file as it is read; never synced."""
-    with peers.storescp(folder, as_shipped=as_shipped, profile=False,
-                        options=[] if as_shipped else ["-pdu", str(pdu)]) as destination:
+def storescp(folder: Path, *, as_shipped: bool = False, pdu: int = 0) -> Iterator[Contestant]:
+    """A process for each association; the data set goes to a file as it is read; never synced. PDUs of 16 KiB unless `pdu`
+    says otherwise."""
+    with peers.storescp(folder, as_shipped=as_shipped, profile=False, options=["-pdu", str(pdu)] if pdu else []) as destination:
         yield _of_destination(destination)
 
 
 @contextmanager
 def dcmrecv(folder: Path) -> Iterator[Contestant]:
     """One association at a time."""
-    with peers.dcmrecv(folder, options=["-pdu", "131072"]) as destination:
+    with peers.dcmrecv(folder) as destination:
         yield _of_destination(destination, late=True)
 
 
@@ -161,7 +162,8 @@ def limit(folder: Path, processes: int, direct: bool) -> Iterator[Contestant]:
         stdout.close()
 
 
-RECEIVERS = {"dcmgate": ours, "storescp --fork": storescp, "dcmrecv": dcmrecv, "orthanc": orthanc, "pynetdicom": pynetdicom}
+RECEIVERS = {"dcmgate": ours, "storescp --fork": storescp, "storescp --fork -pdu 131072": partial(storescp, pdu=131072),
+             "dcmrecv": dcmrecv, "orthanc": orthanc, "pynetdicom": pynetdicom}
 LIMITS = [(1, True), (1, False), (4, True), (4, False)]
 """Processes and O_DIRECT: whichever is fastest in the case at hand is the limit."""
 
@@ -212,8 +214,7 @@ def plain_router(folder: Path, *, as_shipped: bool = False) -> Iterator[Contesta
 
 @contextmanager
 def _sink(folder: Path, as_shipped: bool) -> Iterator[Destination]:
-    with peers.storescp(folder / "sink", as_shipped=as_shipped, profile=False,
-                        options=[] if as_shipped else ["-pdu", "131072"]) as sink:
+    with peers.storescp(folder / "sink", as_shipped=as_shipped, profile=False) as sink:
         yield sink
 
 

@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[str, float]] = {
 }
 """What is wanted of each ratio, ours over theirs."""
 
-_SHORT = {"storescp --fork": "storescp", "pynetdicom": "pynetdicom"}
+_SHORT = {"storescp --fork": "storescp", "storescp --fork -pdu 131072": "storescp_128k"}
 
 
 def short(name: str) -> str:
@@ -79,11 +79,15 @@ def table(title: str, load: Load, results: Sequence[Result], *, router: bool = F
         m = result.median
         lines.append(f"| {result.name} | {m('images_per_second'):.{1 if m('images_per_second') < 100 else 0}f} "
                      f"| {m('megabytes_per_second'):.1f} | {m('cpu_seconds_per_gigabyte'):.2f} "
-                     f"| {result.pss_megabytes:.0f} | {m('answer_p50_ms'):.2f} | {m('answer_p99_ms'):.2f} "
+                     f"| {_or_dash(result.pss_megabytes)} | {m('answer_p50_ms'):.2f} | {m('answer_p99_ms'):.2f} "
                      f"| {m('written_per_byte'):.2f} | {m('flushes_per_image'):.2f} | {result.syncs} |")
     if router:
         lines += ["", "Images per second until the last byte is at the destination; processor time and memory of the router."]
     return "\n".join([*lines, *(f"\n- {note}" for note in notes), ""])
+
+
+def _or_dash(figure: float) -> str:
+    return f"{figure:.0f}" if figure else "–"
 
 
 def verdicts(found: dict[str, float]) -> str:
