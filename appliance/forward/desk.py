@@ -475,7 +475,9 @@ class Desk:
                 if not rows:
                     break
                 try:
-                    self._ledger.requeue([row.number for row in rows], "fail-over", to=other.id, source=self.id)
+                    # Not what a person holds just now: it stays where it is, and waits.
+                    self._ledger.requeue([row.number for row in rows], "fail-over", to=other.id, source=self.id,
+                                         states=(str(DeliveryState.WAITING), str(DeliveryState.DEFERRED)))
                 except BaseException:
                     for row in rows:
                         self._queue.add(row.number, row.priority, row.study, row.seq)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 
 from appliance.errors import UsageError
 from appliance.spool.core import LedgerCore, Transaction, checked_ids
 from appliance.spool.derived import UNSENT
+
+MOVED_AT_ONCE = 1024
+"""Deliveries requeued in one transaction: it holds up the receivers, whose rows have to be written meanwhile."""
 
 
 class PersonVerbs(LedgerCore):
@@ -34,33 +38,38 @@ class PersonVerbs(LedgerCore):
             return done
         return self._write(work) if numbers else 0
 
-    def requeue(self, what: Sequence[int] | str, by: str, to: str | None = None, source: str | None = None) -> int:
+    def requeue(self, what: Sequence[int] | str, by: str, to: str | None = None, source: str | None = None, *,
+                states: Collection[str] | None = None) -> int:
         """Send again, or send elsewhere. Returns the number of deliveries that changed.
 
         `what` is a destination's id: everything not sent there goes to `to` (or, without
         `to`, what is parked or held there is tried again); or numbers: their deliveries
         (at destination `source`, or all) wait again whatever became of them, or go to `to`.
+        `states` leaves out deliveries in any other. A queue is moved in several transactions,
+        so that nobody waits for his turn until he gives up.
         """
         checked_ids([id for id in (to, source, what if isinstance(what, str) else None) if id is not None])
 
-        def work(t: Transaction) -> int:
+        def work(t: Transaction, numbers: Sequence[int], where: str | None) -> int:
             done = 0
-            if isinstance(what, str):
-                if to == what:
-                    raise UsageError("a queue cannot be moved to itself",
-                                     mend="Leave out the target: then what is parked or held is tried again.")
-                wanted = ("waiting", "deferred", "sending", "held", "parked") if to else ("held", "parked")
-                found = t.rows("SELECT number FROM deliveries WHERE destination = ? AND state IN"
-                               f" ({', '.join('?' * len(wanted))}) ORDER BY seq", (what, *wanted))
-                pairs = [(number, what) for (number,) in found]
-            else:
-                pairs = [(number, where) for number in what for where, _ in _deliveries(t, number, source)]
-            for number, where in pairs:
-                if _may_be_sent(t, number) and _deliveries(t, number, where):
-                    t.append("requeued", number, where, to=to or where, by=by)
+            pairs = [(number, *found) for number in numbers for found in _deliveries(t, number, where)]
+            for number, destination, state in pairs:
+                if (states is None or state in states) and _may_be_sent(t, number) and _deliveries(t, number, destination):
+                    t.append("requeued", number, destination, to=to or destination, by=by)
                     done += 1
             return done
-        return self._write(work) if what else 0
+
+        if not isinstance(what, str):
+            return self._write(partial(work, numbers=what, where=source)) if what else 0
+        if to == what:
+            raise UsageError("a queue cannot be moved to itself",
+                             mend="Leave out the target: then what is parked or held is tried again.")
+        states = ("waiting", "deferred", "sending", "held", "parked") if to else ("held", "parked")
+        queue = [row[0] for row in self._select(
+            f"SELECT number FROM deliveries WHERE destination = ? AND state IN ({', '.join('?' * len(states))}) ORDER BY seq",
+            (what, *states))]
+        return sum(self._write(partial(work, numbers=queue[at:at + MOVED_AT_ONCE], where=what))
+                   for at in range(0, len(queue), MOVED_AT_ONCE))
 
     def discard(self, numbers: Sequence[int], by: str, reason: str) -> list[int]:
         """A named person gives these objects up, with a reason; `retire` deletes the files. Returns those discarded."""
