@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.bench import contestants, report, rounds
-from tests.bench.contestants import Contestant
+from tests.bench.contestants import Contestant, Make
 from tests.bench.rounds import Load, Refused, Result, say
 from tests.bench.sending import NotSent, Sent, send
 from tests.support import badpeers, peers
@@ -32,9 +32,6 @@ from tests.support.objects import Instance
 RECEIVE = [Load("ct", 1, 300), Load("ct", 4, 800), Load("ct", 16, 800), Load("sr", 1, 600), Load("sr", 4, 1600),
            Load("sr", 16, 3200), Load("dx", 1, 8), Load("dx", 4, 12), Load("mf", 1, 1)]
 ROUTE = [Load("ct", 1, 300), Load("ct", 4, 400), Load("sr", 1, 600)]
-
-Make = Callable[[Path], AbstractContextManager[Contestant]]
-
 
 class Bench:
     """One run: the folder, the disk, and what has been found so far."""
@@ -213,8 +210,8 @@ def main() -> int:
     bench = Bench(folder, device, given.rounds or (2 if given.quick else 5), given.only)
     where = report.machine(base, device)
     heading = "\n".join(["## Bench", "", *(f"- {name.replace('_', ' ')}: {value}" for name, value in where.items()), "",
-                         "DCMTK and Orthanc run with TCP_NODELAY=1 unless \"as shipped\"; the scanner's PDUs are as long as each "
-                         "receiver allows. Only rows of one table may be compared.", ""])
+                         "DCMTK and Orthanc run with TCP_NODELAY=1 unless \"as shipped\"; the scanner's PDUs are as long as "
+                         "each receiver allows. Only rows of one table may be compared.", ""])
     print(heading, flush=True)
     begin = time.monotonic()
     try:

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ class Contestant:
     def pid(self) -> int:
         return self.process.pid
 
+
+Make = Callable[[Path], AbstractContextManager[Contestant]]
 
 def _files(folder: Path, pattern: str = "*") -> list[Key]:
     found = (part10(path) for path in folder.rglob(pattern) if path.is_file() and path.suffix not in (".log", ".cfg"))
@@ -162,7 +164,7 @@ def limit(folder: Path, processes: int, direct: bool) -> Iterator[Contestant]:
         stdout.close()
 
 
-RECEIVERS = {"dcmgate": ours, "storescp --fork": storescp, "storescp --fork -pdu 131072": partial(storescp, pdu=131072),
+RECEIVERS: dict[str, Make] = {"dcmgate": ours, "storescp --fork": storescp, "storescp --fork -pdu 131072": partial(storescp, pdu=131072),
              "dcmrecv": dcmrecv, "orthanc": orthanc, "pynetdicom": pynetdicom}
 LIMITS = [(1, True), (1, False), (4, True), (4, False)]
 """Processes and O_DIRECT: whichever is fastest in the case at hand is the limit."""
@@ -218,4 +220,4 @@ def _sink(folder: Path, as_shipped: bool) -> Iterator[Destination]:
         yield sink
 
 
-ROUTERS = {"dcmgate": our_router, "orthanc": orthanc_router, "pynetdicom": plain_router}
+ROUTERS: dict[str, Callable[..., AbstractContextManager[Contestant]]] = {"dcmgate": our_router, "orthanc": orthanc_router, "pynetdicom": plain_router}

@@ -22,7 +22,6 @@ def test_the_demo_ends_with_an_exact_balance(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[-1] == "unaccounted 0"
     assert any("the archive is taken away" in line for line in lines)
-    assert any(line.strip().startswith("scanner sent") and "archive down" in line or "archive retrying" in line
-               for line in lines), "the outage was seen"
+    assert any("archive down" in line or "archive retrying" in line for line in lines), "the outage was seen"
     assert any("storescu -v -aec DCMGATE 127.0.0.1" in line for line in lines)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
