@@ -164,8 +164,9 @@ def limit(folder: Path, processes: int, direct: bool) -> Iterator[Contestant]:
         stdout.close()
 
 
-RECEIVERS: dict[str, Make] = {"dcmgate": ours, "storescp --fork": storescp, "storescp --fork -pdu 131072": partial(storescp, pdu=131072),
-             "dcmrecv": dcmrecv, "orthanc": orthanc, "pynetdicom": pynetdicom}
+RECEIVERS: dict[str, Make] = {
+    "dcmgate": ours, "storescp --fork": storescp, "storescp --fork -pdu 131072": partial(storescp, pdu=131072),
+    "dcmrecv": dcmrecv, "orthanc": orthanc, "pynetdicom": pynetdicom}
 LIMITS = [(1, True), (1, False), (4, True), (4, False)]
 """Processes and O_DIRECT: whichever is fastest in the case at hand is the limit."""
 
@@ -220,4 +221,5 @@ def _sink(folder: Path, as_shipped: bool) -> Iterator[Destination]:
         yield sink
 
 
-ROUTERS: dict[str, Callable[..., AbstractContextManager[Contestant]]] = {"dcmgate": our_router, "orthanc": orthanc_router, "pynetdicom": plain_router}
+ROUTERS: dict[str, Callable[..., AbstractContextManager[Contestant]]] = {
+    "dcmgate": our_router, "orthanc": orthanc_router, "pynetdicom": plain_router}
