@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from appliance.dicom import dimse, pdu
@@ -244,10 +245,7 @@ class Association:
             self._last_words(self._layer.reject(*answer.code))
             raise _Over(f"rejected: {answer.text}")
         self.idle_seconds = answer.idle_seconds
-        self.source = Source(
-            listener=arrival.listener, calling=self.source.calling, called=self.source.called, raw_calling=request.calling,
-            raw_called=request.called, address=arrival.address, port=arrival.port, peer=answer.peer,
-            implementation=self.source.implementation)
+        self.source = replace(self.source, peer=answer.peer)
         accept = pdu.AssociateAccept(
             called=request.called, calling=request.calling, contexts=negotiate(request, self._host.registry.preference),
             max_length=self._host.max_pdu(arrival.listener))
@@ -261,13 +259,13 @@ class Association:
     def _command(self, event: CommandReceived) -> Task | None:
         """A request begins: its service takes it. What is not a request of ours to serve is refused or ends the association."""
         request = event.command
-        if request.field == dimse.C_CANCEL_RQ:
+        if request.field == dimse.C_CANCEL_RQ and not request.has_data_set:
             call = self._call
             if call is not None and call.request.message_id == request.responded_id:
                 call.cancelled = True
             return None          # nothing that answers at once can be cancelled any more (PS3.7 9.3.2.3)
-        if request.is_response:
-            raise StateError(f"response {request.field:04X}H to nothing that was asked", reason=pdu.UNEXPECTED_PARAMETER)
+        if request.is_response or request.field == dimse.C_CANCEL_RQ:     # to nothing that was asked, or with a data set
+            raise StateError(f"{request.field:04X}H is no request", reason=pdu.UNEXPECTED_PARAMETER)
         context = self._layer.contexts[event.context_id]
         service = self._services[event.context_id]
         self._call = call = Call(request, context.abstract, context.syntax, self.source)

@@ -256,13 +256,20 @@ def test_a_cancel_for_nothing_is_ignored(box: Box):
         assert scanner.echo() == 0
 
 
-def test_a_response_to_nothing_ends_the_association(box: Box):
-    body = b"".join(struct.pack("<HHLH", 0, element, 2, value) for element, value in (
-        (0x0100, 0x8001), (0x0120, 1), (0x0800, 0x0101), (0x0900, 0)))
+@pytest.mark.parametrize("elements", [
+    ((0x0100, 0x8001), (0x0120, 1), (0x0800, 0x0101), (0x0900, 0)), ((0x0100, 0x8001), (0x0110, 1), (0x0120, 1), (0x0800, 1), (
+        0x0900, 0)), ((0x0100, 0x0FFF), (0x0120, 1), (0x0800, 1)), ((0x0100, 0x0FFF), (0x0110, 1), (0x0120, 1), (0x0800, 1))],
+    ids=["response", "response with data", "cancel with data", "cancel with data and a message ID"])
+def test_what_is_no_request_ends_the_association(box: Box, elements: tuple[tuple[int, int], ...],
+                                                 caplog: pytest.LogCaptureFixture):
+    body = b"".join(struct.pack("<HHLH", 0, element, 2, value) for element, value in elements)
     scanner = associated(box.port, REPORT)
     scanner.sock.sendall(pdata(scanner.context(REPORT), 3, struct.pack("<HHLL", 0, 0, 4, len(body)) + body))
+    scanner.sock.sendall(pdata(scanner.context(REPORT), 2, b"12"))
     assert aborted(last_words(scanner)) == (2, 5)
     scanner.close()
+    wait_until(box.quiet, 10, "ended")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1460, 16384, 131066])

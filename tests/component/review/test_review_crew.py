@@ -31,8 +31,9 @@ def test_a_worker_that_is_out_of_intake_gets_no_scanners_while_another_takes_the
         assert crew is not None
 
         def one_is_out() -> bool:
-            with contextlib.suppress(Lost), session(box.port, report) as scanner:
-                scanner.store(report)
+            with contextlib.suppress(Lost), session(box.port, report) as one, session(box.port, report) as other:
+                one.store(report)                 # two at once, so that each worker has one
+                other.store(report)
             return any(m.report is not None and m.report.out_of_intake for m in crew._members)
 
         wait_until(one_is_out, 20, "one of them out of intake", every=0.05)
