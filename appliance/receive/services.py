@@ -194,7 +194,9 @@ class Storing:
         call = self._call
         request = call.request
         try:
-            sop_class = request.sop_class or call.abstract.encode("latin-1")
+            # The class is that of the context (PS3.7 9.3.1.1): where a command names another one (DCMTK's dcmsend says "31"
+            # for files whose UIDs have the VR UN), no destination would accept a context for it.
+            sop_class = call.abstract.encode("latin-1")
             self._writer.finish(sop_class, request.sop_instance, call.syntax, call.source)
         except (SpoolError, LedgerError, OSError) as e:
             return out_of_resources(call, e, 0).end()
