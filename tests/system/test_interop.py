@@ -126,7 +126,7 @@ def test_what_arrives_through_the_gateway_is_what_arrives_directly(
             return all(_same(found[kind], wanted[kind], sent, overwrites=kind in OVERWRITING) for kind in wanted)
 
         try:
-            wait_until(all_there, 120, "the same at all destinations", every=0.5)
+            wait_until(all_there, 240, "the same at all destinations", every=0.5)
         except AssertionError:
             problems = {kind: (sorted(wanted[kind] - found[kind])[:5], sorted(found[kind] - wanted[kind])[:5])
                         for kind in wanted if kind not in found
