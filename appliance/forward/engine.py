@@ -77,6 +77,7 @@ class _Place:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.settings: Settings | None = None
+        self.limits = Limits()
         self.lanes: list[Lane] = []
         self.made = 0
 
@@ -217,6 +218,7 @@ class Forwarder:
         """One round: new configuration, new events, fail-over, condition. LedgerError, ConfigError."""
         self.moved = now = self._clock.boot_ns()
         self._configure()
+        self._keep_manned()
         assert self._watched is not None and self._routing is not None
         head = self._watched.head()[0]
         if head != self._head:
@@ -291,7 +293,6 @@ class Forwarder:
                 place = self._places.get(id) or self._open(settings[0])
                 if place.settings is None:
                     self._man(place, settings, limits)
-            self._leavers = [lane for lane in self._leavers if not lane.wait_ended(0)]
         log.info("configuration is in force", generation=config.generation, destinations=len(config.destinations))
         self._config = config
 
@@ -310,18 +311,42 @@ class Forwarder:
         place.settings = None
 
     def _man(self, place: _Place, settings: Settings, limits: Limits) -> None:
-        destination = settings[0]
-        place.settings = settings
-        place.desk.configure(destination)
+        place.settings, place.limits = settings, limits
+        place.desk.configure(settings[0])
         place.desk.news()
-        maker = partial(self._transports, destination, self._spool, limits)
-        for _ in range(destination.associations):
+        self._fill(place, settings[0])
+
+    def _fill(self, place: _Place, destination: Destination) -> None:
+        """Have as many lanes as it wants; those that cannot be made now are made at the next look."""
+        maker = partial(self._transports, destination, self._spool, place.limits)
+        while len(place.lanes) < destination.associations:
             place.made += 1
             slot, note = self._under_way.take(destination.id)
-            lane = Lane(place.desk, maker, self._clock, f"forward {destination.id} {place.made}", note, self._settled,
-                        partial(self._under_way.give_back, slot))
+            try:
+                lane = Lane(place.desk, maker, self._clock, f"forward {destination.id} {place.made}", note, self._settled,
+                            partial(self._under_way.give_back, slot))
+                lane.start()
+            except (OSError, RuntimeError) as error:
+                self._under_way.give_back(slot)
+                log.error("no lane can be made now", destination=destination.id, why=str(error))
+                return
             place.lanes.append(lane)
-            lane.start()
+
+    def _keep_manned(self) -> None:
+        """Put others in the place of lanes that died, and give back what an ended one could not. LedgerError."""
+        with self._lock:
+            for place in self._places.values():
+                died = [lane for lane in place.lanes if lane.wait_ended(0)]
+                if died:
+                    place.lanes = [lane for lane in place.lanes if lane not in died]
+                    self._leavers += died
+                    log.error("lanes have died; others take their place", destination=place.desk.id, lanes=len(died))
+                if place.settings is not None:
+                    self._fill(place, place.settings[0])
+            ended = [lane for lane in self._leavers if lane.owes]
+            self._leavers = [lane for lane in self._leavers if lane.owes or not lane.wait_ended(0)]
+        for lane in ended:
+            lane.give_back()
 
     def _settled(self) -> None:
         """Outcomes are durable: there may be something to confirm."""

@@ -113,11 +113,23 @@ class Lane:
                     break
                 if pause > 0:
                     self._clock.wait(self.event, pause)
+        except Exception:  # noqa: BLE001  top of a stage's thread: the forwarder sees its end, and puts another in its place
+            log.crash("a lane died", lane=self.name)
         finally:
             self._transport.close()
             self.desk.leave(self.event)
             if not self._hand and not self._results:
                 self._on_ended()
+
+    @property
+    def owes(self) -> bool:
+        """Whether the thread has ended and left claims or outcomes behind, for want of a ledger that took them."""
+        return not self._thread.is_alive() and bool(self._hand or self._results)
+
+    def give_back(self) -> None:
+        """Settle what the ended thread left behind. LedgerError."""
+        self._settle(give_back=True, reason="its lane ended")
+        self._on_ended()
 
     def guarded_step(self) -> float | None:
         """`step`, where no error ends the lane."""
@@ -139,7 +151,6 @@ class Lane:
     def _program_error(self, why: str) -> None:
         """What was under way gets the blame, as an object; everything else is given back at the next step."""
         self._transport.abort()
-        self._transport = self._make_transport()
         row = next(iter(self._hand.values()), None)
         if row is not None:
             text = f"fault of the program while it was sent ({why[:200]}) — report it with the log"
@@ -147,6 +158,7 @@ class Lane:
             self.desk.refused(row, text)
         self._stopped = False
         self.desk.unproved()
+        self._transport = self._make_transport()  # last, because it may fail: then this lane ends
 
     # --- one step -----------------------------------------------------------------------------------------------------------
 
