@@ -74,7 +74,7 @@ class Instance:
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
-LONG = {"OB", "OW", "OF", "SQ", "UN", "UT", "UC"}
+LONG = {"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"}
 
 
 def element(tag: int, vr: str, value: bytes | str | int, syntax: str = EXPLICIT, *, length: int | None = None) -> bytes:
