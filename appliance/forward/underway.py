@@ -16,6 +16,7 @@ import mmap
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ SLOTS = 256
 """Lanes with a note; more have none, which only makes their windows count as a whole."""
 
 SLOT = 32768
-"""Bytes of a note; only the pages that are written to exist."""
+"""Bytes of a note; only those of lanes that there are exist."""
 
 _HEAD = struct.Struct("<64sQQ")
 """Destination, object under way (0: none), count of numbers that follow."""
@@ -77,6 +78,7 @@ class UnderWay:
         self._path = run / NAME
         self._lock = threading.Lock()
         self._free = list(range(SLOTS - 1, -1, -1))
+        self._fd = -1
         self._memory: mmap.mmap | None = None
 
     def left(self) -> list[Claims]:
@@ -91,18 +93,23 @@ class UnderWay:
         """Begin anew. Where there is no room, lanes go without notes."""
         with suppress(OSError):
             beside = self._path.with_name(f".{NAME}.{os.getpid()}")
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.ftruncate(fd, SLOTS * SLOT)
-                self._memory = mmap.mmap(fd, SLOTS * SLOT)
-            finally:
-                os.close(fd)
+            self._fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            weakref.finalize(self, os.close, self._fd)
+            os.ftruncate(self._fd, SLOTS * SLOT)
+            self._memory = mmap.mmap(self._fd, SLOTS * SLOT)
             beside.rename(self._path)
 
     def take(self, destination: str) -> tuple[int, Note]:
         """A slot for a lane, and its note."""
         with self._lock:
-            slot = self._free.pop() if self._free else -1
+            slot = self._free.pop() if self._free and self._memory is not None else -1
+        try:
+            if slot >= 0:  # to write to memory that the file system has no room for is the end of the process (SIGBUS)
+                os.posix_fallocate(self._fd, slot * SLOT, SLOT)
+        except OSError:
+            with self._lock:
+                self._free.append(slot)
+            slot = -1
         return slot, Note(self._memory if slot >= 0 else None, slot * SLOT, destination)
 
     def give_back(self, slot: int) -> None:
