@@ -93,6 +93,20 @@ def test_what_is_not_confirmed_everywhere_never_goes(site: Filled, progress: str
     assert site.there(number)
 
 
+def test_what_the_ledger_does_not_allow_in_the_end_is_not_deleted(site: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the question and the row a person may want it again, or the destination may not have it after all."""
+    wanted, gone = site.complete(2)
+    advance(site, 31 * DAY)
+    found = site.ledger.retirable(site.ledger.powered_on(), 0)
+    assert [r.number for r in found] == [wanted, gone]
+    site.ledger.requeue([wanted], "anna")
+    monkeypatch.setattr(site.ledger, "retirable", lambda *_: [r for r in found if site.there(r.number)])
+    assert run(site) == 1
+    assert site.there(wanted) and not site.there(gone)
+    site.ledger.retired([wanted])
+    assert site.state(wanted) == "waiting", "nothing is gone without its first row"
+
+
 def retire_parking() -> object:
     from appliance.spool.rows import Parking
     return Parking("five tries")
