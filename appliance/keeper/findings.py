@@ -110,6 +110,11 @@ def fault_alarm(what: str, error: DcmgateError) -> Alarm:
     return Alarm(f"keeper-{what}", Severity.CRITICAL, f"{what} fails: {error.message}", error.mend)
 
 
+def stuck_alarm(destination: str) -> Alarm:
+    return Alarm(f"confirm-stuck:{destination}", Severity.WARNING, f"asking {destination} for what it has hangs",
+                 "Look whether its folder's mount answers. Nothing is deleted meanwhile, and the others are asked.")
+
+
 def forwarder_alarm() -> Alarm:
     return Alarm("no-forwarder", Severity.CRITICAL, "no forwarder runs: nothing is delivered",
                  "Look at its log (`journalctl -u dcmgate-forwarder`) and start it.")

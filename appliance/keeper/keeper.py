@@ -55,7 +55,8 @@ STARTING_SECONDS = 60.0
 """So long after its start the keeper does not miss a forwarder."""
 
 STUCK_SECONDS = 900.0
-"""A confirming thread that has not moved for so long keeps the watchdog from being fed."""
+"""A confirming thread that has not moved for so long is an alarm. It never keeps the watchdog from being fed: a folder on a
+mount that hangs is one destination's trouble, and to start again would end the intake of all for nothing."""
 
 BY_FILE = "configuration file"
 
@@ -147,10 +148,9 @@ class Keeper:
         kick.send(self._run / kick.KEEPER)
 
     def late(self, seconds: float = STUCK_SECONDS) -> list[str]:
-        """Threads that have not moved for so long: for the watchdog's ping."""
+        """Destinations whose confirming thread has not moved for so long."""
         before = self._clock.boot_ns() - int(seconds * SECOND)
-        moved = {"keeper": self.moved, **{f"confirm-{id}": at for id, at in self.confirmer.moved().items()}}
-        return [name for name, at in moved.items() if at < before]
+        return [id for id, at in self.confirmer.moved().items() if at < before]
 
     def _work(self) -> None:
         mailbox = self._mailbox
@@ -160,8 +160,7 @@ class Keeper:
                 self.round()
             except Exception:  # noqa: BLE001  top of the keeper's thread: an unforeseen fault must not end retention and alarms
                 _log.crash("a round failed")
-            if not self.late():
-                notify(WATCHDOG=1)
+            notify(WATCHDOG=1)
             if self._clock.wait(self._stop, LEAST_SECONDS):
                 return
             if mailbox.wait(ROUND_SECONDS - LEAST_SECONDS):
@@ -170,7 +169,7 @@ class Keeper:
     # -- the round -----------------------------------------------------------------------------------------------------
 
     def round(self) -> None:
-        """Everything that is due. Nothing of it raises a DcmgateError; an unforeseen error does."""
+        """Everything that is due. A task that fails is an alarm."""
         self.moved = self._clock.boot_ns()
         self._task("time", self.ledger.tick)
         self._task("finish", self._finish, once=True)
@@ -195,6 +194,11 @@ class Keeper:
             if name not in self._faults:
                 _log.error("a task of the keeper fails", task=name, error=str(error))
             self._faults[name] = findings.fault_alarm(name, error)
+            return
+        except Exception as error:  # noqa: BLE001  top of the task: an unforeseen fault of one must not end retention or alarms
+            _log.crash("a task of the keeper failed", task=name)
+            self._faults[name] = findings.fault_alarm(name, DcmgateError(f"{type(error).__name__}: {error}",
+                                                                         mend="Report it with the log."))
             return
         self._done_at[name] = now
         if self._faults.pop(name, None) is not None:
@@ -277,6 +281,7 @@ class Keeper:
         yield from findings.backlog_alarms(self.ledger.backlog(), now, config.alarm, config)
         yield from findings.silence_alarms(self.ledger.arrivals(), now, config.alarm, config)
         yield from self.confirmer.alarms()
+        yield from (findings.stuck_alarm(id) for id in self.late())
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))
