@@ -1,4 +1,4 @@
-"""The index kept up by the router: each routed object, and at start every object that the index lacks or has too much.
+"""The index kept up by the router: each routed object, and now and then every object that it lacks or has too much.
 
 Nothing here is custody and nothing raises for the index's sake: an index that
 fails is opened again after a while, and audited from the beginning.
@@ -23,6 +23,9 @@ PAGE = 256
 AGAIN_SECONDS = 60
 """After a failure the index is left alone for this long; so often it is also looked whether the file is still there."""
 
+AUDIT_SECONDS = 6 * 3600
+"""So often the index is compared with what is held: whoever was retired is forgotten by then (data protection)."""
+
 _HIGHEST = (1 << 63) - 1
 
 Reader = Callable[[Sequence[ObjectRow], frozenset[int]], list[Attributes]]
@@ -43,6 +46,7 @@ class Indexing:
         self._not_before = 0
         self._look_at = 0
         self._audited = 0
+        self._audit_at = 0
         self._whole = False
 
     def close(self) -> None:
@@ -61,6 +65,8 @@ class Indexing:
     def step(self, wanted: frozenset[int]) -> bool:
         """One page of the audit; False where nothing is left to do. LedgerError."""
         index = self._opened()
+        if self._whole and self._clock.boot_ns() >= self._audit_at:
+            self._audited, self._whole = 0, False
         if index is None or self._whole:
             return False
         try:
@@ -78,6 +84,7 @@ class Indexing:
             self._audited = upto
             if upto == _HIGHEST:
                 self._whole = True
+                self._audit_at = self._clock.boot_ns() + AUDIT_SECONDS * SECOND
                 if not index.complete:
                     index.set_complete(True)
         except (SpoolError, SandboxError) as error:
