@@ -24,7 +24,7 @@ from appliance.forward.pace import Pace
 from appliance.forward.work import Batch, Condition, Offer, Pause, Probe, Result
 from appliance.model import DeliveryState, Fault, Priority, number_text
 from appliance.policy import decide_after
-from appliance.schedule import Backoff, Breaker, Gate, Place, Queue, fail_over, hours, may_send, opens_in
+from appliance.schedule import BREAKER_FAULTS, Backoff, Breaker, Gate, Place, Queue, fail_over, hours, may_send, opens_in
 from appliance.spool.ledger import Ledger
 from appliance.spool.rows import Decision, Deferral, Parking, Queued
 from appliance.telemetry.log import Log
@@ -99,6 +99,8 @@ class Desk:
         self._text = ""
         self._stored_at = -RECENT - 1
         self._refused: set[int] = set()      # different objects since the last one that was stored
+        self._short: set[int] = set()        # the same, of those that were answered "out of resources"
+        self._spared: set[int] = set()       # of those in hand: deferred alone, the destination goes on
         self._troubles: dict[int, _Trouble] = {}
         self._claimed = 0
         self._own = Pace(destination.rate_bytes, clock.boot_ns())
@@ -308,6 +310,7 @@ class Desk:
             now = self._clock.boot_ns()
             self._stored_at = now
             self._refused.clear()
+            self._short.clear()
             self._own.spend(now, row.length, row.priority)
             self._total.spend(now, row.length, row.priority)
             self._troubles.pop(row.number, None)
@@ -343,6 +346,23 @@ class Desk:
         if opened:
             self.wake()
         return stop
+
+    def short(self, row: Queued, fault: Fault, text: str) -> bool:
+        """The destination took no blame off itself for this object (A7xx). True where the lane should let go.
+
+        An archive that is full says so to every object; one that says so to some
+        and stores others (Orthanc does, of what it cannot read) is not down, and
+        those some must not hold up the rest: they are deferred for longer and longer, each alone.
+        """
+        with self._lock:
+            now = self._clock.boot_ns()
+            self._short.add(row.number)
+            works = not self._breaker.faults and now - self._stored_at <= RECENT
+            if works and len(self._short) < BREAKER_FAULTS:
+                self._spared.add(row.number)
+                return False
+        self.failed(fault, text)
+        return True
 
     def failed(self, fault: Fault, text: str) -> None:
         """The destination did not take anything: back off."""
@@ -395,12 +415,13 @@ class Desk:
                 decisions[row.number] = decision
                 if isinstance(decision, Deferral):
                     troubles[row.number] = trouble
-                    back.append((row, decision.until, fault is Fault.OBJECT))
+                    back.append((row, decision.until, fault is Fault.OBJECT or row.number in self._spared))
             self._ledger.outcomes(self.id, [result.outcome for result in results], decisions)
             self._ledger.unclaim(self.id, [row.number for row in rest], reason)
             self._claimed -= len(results) + len(rest)
             for result in results:
                 self._troubles.pop(result.queued.number, None)
+                self._spared.discard(result.queued.number)
             self._troubles.update(troubles)
             while len(self._troubles) > KNOWN_FAULTS:
                 del self._troubles[next(iter(self._troubles))]

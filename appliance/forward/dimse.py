@@ -89,7 +89,7 @@ class DimseTransport:
                 raise broken
             if stop:
                 return
-            if finding.fault in (Fault.DESTINATION, Fault.CONFIGURATION):
+            if finding.fault is Fault.CONFIGURATION or (finding.fault is Fault.DESTINATION and finding.status is None):
                 raise DeliveryError(finding.text, fault=finding.fault, status=finding.status)
 
     def probe(self) -> Finding:

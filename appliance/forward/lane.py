@@ -286,6 +286,9 @@ class Lane:
         self._took(row, outcome)
         if outcome.fault is None:
             self.desk.stored(row)
+        elif outcome.fault is Fault.DESTINATION and outcome.status is not None:
+            if self.desk.short(row, outcome.fault, outcome.text):
+                self._let_go = outcome.text or "refused"
         elif outcome.fault is not Fault.OBJECT:
             self.desk.failed(outcome.fault, outcome.text)
             self._let_go = outcome.text or "refused"

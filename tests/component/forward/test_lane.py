@@ -166,6 +166,32 @@ def test_many_refused_objects_do_not_keep_a_good_study_waiting(yard: Yard) -> No
 
 
 @pytest.mark.requirement("Delivery: one object never blocks the queue")
+def test_an_object_that_an_archive_has_never_room_for_does_not_hold_up_the_others(yard: Yard) -> None:
+    lane = yard.lane()
+    bad = yard.put(20)[7]
+    full = fault(Fault.DESTINATION, "full", 0xA700)
+    yard.sites["pacs"].answer = lambda row: full(row) if row.number == bad else None
+    yard.put(20, study="t")
+    yard.turn(lane)
+    yard.live(lane, 3600)
+    assert len(yard.sites["pacs"].stored) == 39
+    assert 4 <= yard.sites["pacs"].tried.count(bad) <= 30, "for longer and longer, and for ever"
+    assert yard.delivery(bad) == "deferred"
+
+
+def test_an_archive_that_is_full_is_down_after_three_objects(yard: Yard) -> None:
+    lane = yard.lane()
+    yard.put(20)
+    yard.sites["pacs"].answer = lambda row: None if len(yard.sites["pacs"].stored) < 5 else Outcome(
+        row.number, Fault.DESTINATION, 0xA700, "full")
+    yard.turn(lane)
+    assert yard.desks["pacs"].condition().state == "retrying"
+    assert len(yard.sites["pacs"].tried) == 8
+    yard.live(lane, 600)
+    assert yard.desks["pacs"].condition().state == "down"
+
+
+@pytest.mark.requirement("Delivery: one object never blocks the queue")
 def test_an_object_that_breaks_every_association_lets_all_others_pass_and_is_never_given_up(yard: Yard) -> None:
     lane = yard.lane()
     poison, *good = yard.put(100)
