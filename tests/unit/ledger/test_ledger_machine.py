@@ -106,7 +106,8 @@ class Verbs(RuleBasedStateMachine):
 
     @rule(destination=some, limit=st.integers(1, 4))
     def confirm(self, destination: str, limit: int) -> None:
-        self.ledger.confirm([Confirmation(s.number, s.destination, "read back") for s in self.ledger.to_confirm(destination, limit)])
+        sent = self.ledger.to_confirm(destination, limit)
+        self.ledger.confirm([Confirmation(s.number, s.destination, "read back") for s in sent])
 
     @precondition(lambda self: self.numbers)
     @rule(at=pick, destination=some)
@@ -277,7 +278,8 @@ def test_long_walk(seed: int) -> None:
     def arrive() -> None:
         machine.arrive([(r.choice("xxxxy"), r.choice(["ES"] * 4 + ["IS"]), r.randrange(5)) for _ in range(r.randint(1, 3))],
                        r.randrange(2000), r.random() < 0.9,
-                       destinations=r.choice([("a",)] * 4 + [("a", "b"), ("c",), ("a", "d"), ()]), hold=r.random() < 0.1, priority=Priority.ROUTINE)
+                       destinations=r.choice([("a",)] * 4 + [("a", "b"), ("c",), ("a", "d"), ()]),
+                       hold=r.random() < 0.1, priority=Priority.ROUTINE)
 
     def person() -> None:
         machine.person(r.randrange(10_000), r.choice(["quarantine", "quarantine", "discard", "hold", "release", "requeue"]),
