@@ -172,7 +172,7 @@ class Keeper:
         """Everything that is due. A task that fails is an alarm."""
         self.moved = self._clock.boot_ns()
         self._task("time", self.ledger.tick)
-        self._task("finish", self._finish, once=True)
+        self._task("finish", self._finish)
         self._task("retire", self._retire)
         self._task("sweep", lambda: self.retirer.sweep(), every=SWEEP_SECONDS)
         self._task("remnants", lambda: self.retirer.drop_remnants(), every=REMNANTS_SECONDS)
@@ -182,11 +182,11 @@ class Keeper:
         self._task("checkpoint", lambda: self.ledger.checkpoint(), every=CHECKPOINT_SECONDS)
         self._task("alarms", lambda: self._board.show(self.findings()))
 
-    def _task(self, name: str, work: Callable[[], object], *, every: float = 0.0, once: bool = False) -> None:
+    def _task(self, name: str, work: Callable[[], object], *, every: float = 0.0) -> None:
         """Do it where it is due. A fault is an alarm until it went well."""
         now = self._clock.boot_ns()
         last = self._done_at.get(name)
-        if last is not None and (once or now - last < int(every * SECOND)):
+        if last is not None and now - last < int(every * SECOND):
             return
         try:
             work()
@@ -207,7 +207,7 @@ class Keeper:
     def _finish(self) -> None:
         done = self.retirer.finish()
         if done:
-            _log.info("deletions that a crash had left open are finished", objects=done)
+            _log.info("deletions that a crash or a fault had left open are finished", objects=done)
 
     def room(self) -> Space:
         """The room there is now. SpoolFault, LedgerError."""

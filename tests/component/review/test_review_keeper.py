@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from appliance.config.settings import Config, Control, Destination
 from appliance.config.settings import Spool as SpoolSettings
 from appliance.confirm import Confirmer
 from appliance.confirm.proof import Evidence
+from appliance.errors import LedgerBusy
 from appliance.keeper import Keeper
 from appliance.keeper import keeper as keepers
 from appliance.model import Alarm
@@ -96,3 +98,26 @@ def test_a_fault_that_nobody_foresaw_keeps_no_other_task_from_its_turn(kept: Kep
     kept.clock.advance(120)
     kept.keeper.round()
     assert kept.keeper.ledger.alarms() == []
+
+
+@pytest.mark.requirement("I4")
+def test_a_deletion_that_failed_half_way_is_finished_without_a_restart(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row `retiring` is there, so it is not among what may be retired any more: nobody else would come back to it."""
+    kept.config = replace(kept.config, spool=replace(kept.config.spool, keep_min_hours=0.0, keep_max_days=0.0))
+    bench = Bench(kept.spool.path, kept.clock)
+    number = bench.take("", "", "nas")
+    bench.send(number, "nas")
+    bench.confirm(number, "nas")
+    kept.spool.object_path(number).write_bytes(b"x")
+
+    def busy(numbers: Sequence[int]) -> None:
+        raise LedgerBusy("the ledger cannot be written now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.keeper.ledger, "retired", busy)
+        kept.keeper.round()
+        assert bench.ledger.unfinished() == [number]
+    kept.clock.advance(10)
+    kept.keeper.round()
+    assert bench.ledger.unfinished() == [] and bench.state(number) == "retired"
+    bench.ledger.close()
