@@ -12,14 +12,14 @@ what was picked goes back to its place.
 
 from __future__ import annotations
 
-import heapq
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Destination
+from appliance.forward.deferrals import Deferrals, Deferred
 from appliance.forward.pace import Pace
 from appliance.forward.work import Batch, Condition, Offer, Pause, Probe, Result
 from appliance.model import DeliveryState, Fault, Priority, number_text
@@ -67,15 +67,6 @@ class _Trouble:
     broke: int = 0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Deferred:
-    until: int
-    seq: int
-    number: int
-    priority: Priority
-    study: str
-
-
 class Desk:
     """One destination. Any thread may call."""
 
@@ -90,8 +81,7 @@ class Desk:
         self._lock = threading.Lock()
         self._events: list[threading.Event] = []
         self._queue = Queue()
-        self._hard: list[_Deferred] = []     # object faults: not before their time
-        self._soft: list[_Deferred] = []     # were under way when the destination failed: others go first, if there are any
+        self._deferred = Deferrals()
         self._after = 0
         self._more = True
         self._breaker = Breaker()
@@ -151,7 +141,7 @@ class Desk:
             return self._waiting()
 
     def _waiting(self) -> int:
-        return len(self._queue) + len(self._hard) + len(self._soft)
+        return len(self._queue) + len(self._deferred)
 
     def _load(self) -> None:
         """Take up what is new in the ledger's queue, some pages at a time."""
@@ -162,23 +152,15 @@ class Desk:
             now = self._clock.boot_ns()
             for row in rows:
                 if row.until > now:
-                    self._put_off(row, row.until, hard=row.faults > 0)
+                    self._deferred.put(row, row.until, hard=row.faults > 0)
                 else:
                     self._queue.add(row.number, row.priority, row.study, row.seq)
                 self._after = row.seq
             self._more = len(rows) == PAGE
 
-    def _put_off(self, row: Queued, until: int, *, hard: bool) -> None:
-        heapq.heappush(self._hard if hard else self._soft, _Deferred(until, row.seq, row.number, row.priority, row.study))
-
-    def _take_up_due(self, now: int) -> None:
-        for heap in (self._hard, self._soft):
-            while heap and heap[0].until <= now:
-                self._take_up(heap)
-
-    def _take_up(self, heap: list[_Deferred]) -> None:
-        due = heapq.heappop(heap)
-        self._queue.add(due.number, due.priority, due.study, due.seq)
+    def _take_up(self, due: Iterable[Deferred]) -> None:
+        for one in due:
+            self._queue.add(one.number, one.priority, one.study, one.seq)
 
     def recount(self) -> None:
         """Compare with the ledger's own count, and read the whole queue anew where something was missed."""
@@ -189,8 +171,7 @@ class Desk:
             if owed <= self._waiting():
                 return
             log.warning("objects were missed by their destination's queue; reading it anew", destination=self.id, owed=owed)
-            self._hard.clear()
-            self._soft.clear()
+            self._deferred.clear()
             self._after, self._more = 0, True
         self.wake()
 
@@ -208,7 +189,7 @@ class Desk:
             now = self._clock.boot_ns()
             if self._more:
                 self._load()
-            self._take_up_due(now)
+            self._take_up(self._deferred.due(now))
             gate = Gate.OPEN if probed else self._breaker.gate(now)
             if gate is Gate.SHUT or (gate is Gate.PROBE and above is not None):
                 return Pause(self._seconds_to(self._breaker.until, now))
@@ -218,8 +199,8 @@ class Desk:
             classes, pause = self._allowed(now)
             if above is not None:
                 classes = [priority for priority in classes if priority < above]
-            elif self._soft and self._soft[0].priority in classes and self._queue.highest(classes) is None:
-                self._take_up(self._soft)
+            elif self._queue.highest(classes) is None:
+                self._take_up(self._deferred.early(classes))
             objects = self._pick(classes, 1 if probed else self._share(), claiming)
             if objects:
                 return Batch(objects)
@@ -229,8 +210,8 @@ class Desk:
         return LONG_PAUSE if until <= now else (until - now) / SECOND
 
     def _next_due(self, now: int) -> float:
-        dues = [heap[0].until for heap in (self._hard, self._soft) if heap]
-        return min((max(due - now, 0) / SECOND for due in dues), default=LONG_PAUSE)
+        due = self._deferred.next_due()
+        return LONG_PAUSE if due is None else max(due - now, 0) / SECOND
 
     def _share(self) -> int:
         """A window, or less where the lanes would otherwise take the work from one another."""
@@ -427,7 +408,7 @@ class Desk:
                 del self._troubles[next(iter(self._troubles))]
             for row, until, hard in back:
                 if until > now:
-                    self._put_off(row, until, hard=hard)
+                    self._deferred.put(row, until, hard=hard)
                 else:
                     self._queue.add(row.number, row.priority, row.study, row.seq)
         if back:
@@ -490,8 +471,7 @@ class Desk:
                     break
                 if self._more:
                     self._load()
-                while self._soft:
-                    self._take_up(self._soft)
+                self._take_up(self._deferred.soft())
                 rows = self._still_waiting(FAIL_OVER_BATCH)
                 if not rows:
                     break
