@@ -177,7 +177,8 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
             if ahead is None and (there in _PENDING or (there == "held" and reason == ORDER)):
                 ahead = number
         elif (syntax, called, port) == (own[1], own[3], own[4]):
-            if there in UNSENT and kept:
+            # Not by a twin that goes before other content: what came last must be what the destination gets last.
+            if there in UNSENT and kept and ahead is None:
                 return DeliveryState.COVERED, number, ""
             if there == "confirmed" or (there == "sent" and kept):
                 already = number
