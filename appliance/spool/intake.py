@@ -34,8 +34,8 @@ from appliance.spool.slots import Slot, SlotPool
 from appliance.spool.space import Gauge, held
 from appliance.spool.writer import SlotWriter
 
-SLOT_SECONDS = 10.0
-"""Longest wait for a ready slot."""
+SLOT_SECONDS = 5.0
+"""Longest wait for a ready slot: a small object may have arrived whole before it, and what follows has 18 s (I1)."""
 
 DEBT_SECONDS = 12.0
 """Longest wait for the ledger to catch up: with the sync before it, a status within 25 s of the last byte (I1)."""
