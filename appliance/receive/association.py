@@ -13,7 +13,9 @@ descriptor and thread are given back.
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -38,6 +40,9 @@ SHORT = 1 << 16
 """A read of fewer bytes has emptied the socket: acknowledge at once, or Nagle on the other side waits for us (hazards.md)."""
 
 ABORT_BY_PROVIDER = pdu.encode(pdu.Abort(pdu.BY_PROVIDER, pdu.NOT_SPECIFIED))
+_RESET = struct.pack("ii", 1, 0)
+"""struct linger: what is not sent is dropped, and the peer hears a reset."""
+
 STORAGE_ERRORS = (SpoolError, LedgerError, OSError)
 
 log = Log("receive")
@@ -114,6 +119,20 @@ class Association:
         elif phase == WRITE:
             self._send_now(ABORT_BY_PROVIDER)
         self._shutdown(socket.SHUT_RDWR if phase in (SEND, CLOSING, *ON_DISK) else socket.SHUT_RD)
+
+    def cut(self) -> None:
+        """Reset the connection (guard's thread): a peer that is blocked in sending reads no A-ABORT, and would wait for ever.
+
+        A dead socket takes the place of the descriptor, so that this thread, which
+        the disk still keeps, never reads from somebody else's.
+        """
+        with self._lock, suppress(OSError):
+            if not self._closed:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                dead, other = socket.socketpair()
+                with dead:
+                    other.close()
+                    os.dup2(dead.fileno(), self._sock.fileno(), inheritable=False)
 
     def stop(self, *, at_once: bool) -> None:
         """End it as soon as it is idle, or at once."""

@@ -24,6 +24,7 @@ from appliance.dicom.pdu import AssociateRequest, title_text
 from appliance.errors import LedgerError, SpoolError
 from appliance.model import Priority, escape
 from appliance.policy import Admission, Space, Verdict, admit, storage_admitted
+from appliance.receive.asking import Asker
 from appliance.receive.front import Arrival
 from appliance.receive.guard import now_ns
 from appliance.spool.rows import Admitted, Knock
@@ -40,6 +41,12 @@ STUCK = 10
 
 PAUSE = 1.0
 """Seconds between two writes of knocks."""
+
+ASK_SECONDS = 0.5
+"""Longest wait for whom a person admitted; after it, what was known before counts. An echo has no more time than that."""
+
+ROOM_SECONDS = 5.0
+"""Longest wait for the room; after it, the disk hangs."""
 
 log = Log("receive")
 
@@ -85,8 +92,11 @@ class Door:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._asker = Asker()
+        self._admitted: set[tuple[str, str]] = set()
 
     def start(self) -> None:
+        self._asker.start()
         self._thread = threading.Thread(target=self._write_knocks, name="clerk", daemon=True)
         self._thread.start()
 
@@ -94,6 +104,7 @@ class Door:
         """Write what is left and end."""
         self._stopped.set()
         self._wake.set()
+        self._asker.stop()
         if self._thread is not None:
             self._thread.join(15)
 
@@ -121,11 +132,11 @@ class Door:
         if admission.peer_id:
             return admission
         try:
-            admitted = {(entry.title, entry.address) for entry in self._book.admitted()}
-        except LedgerError as e:
-            log.error("who was admitted by a person cannot be read", error=e.message)
-            return admission
-        by_person = admit(listener, config.peers, admitted, calling, called, address)
+            self._admitted = self._asker.ask(lambda: {(entry.title, entry.address) for entry in self._book.admitted()},
+                                             ASK_SECONDS)
+        except (LedgerError, SpoolError) as e:
+            log.error("who was admitted by a person cannot be read: it is as before", error=e.message)
+        by_person = admit(listener, config.peers, self._admitted, calling, called, address)
         # A person knows it: no need to remember that it knocked.
         return admission if by_person == admission else replace(by_person, text="")
 
@@ -147,7 +158,7 @@ class Door:
         if stuck := self.stuck():
             return stuck
         try:
-            room = intake.room()
+            room = self._asker.ask(intake.room, ROOM_SECONDS)
         except (SpoolError, LedgerError) as e:
             return f"the room in the spool is not known: {e.message}."
         if storage_admitted(room, priority):

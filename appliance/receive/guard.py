@@ -57,11 +57,14 @@ class Watched(Protocol):
     def overdue(self, phase: int) -> None:
         """Called by the guard's thread when a limit has passed. Must not block."""
 
+    def cut(self) -> None:
+        """Called when the disk still keeps it in mid-object some time after that. Must not block."""
+
 
 class _Mark:
     """What the guard saw of one association: since when nothing has moved, and it waits for the disk without a break."""
 
-    __slots__ = ("called", "disk_since", "moves", "phase", "since")
+    __slots__ = ("called", "cut", "disk_since", "moves", "phase", "since")
 
     def __init__(self, phase: int, moves: int, since: int) -> None:
         self.phase = phase
@@ -69,6 +72,7 @@ class _Mark:
         self.since = since
         self.disk_since = since
         self.called = False
+        self.cut = False
 
 
 class Guard:
@@ -184,4 +188,7 @@ class Guard:
             if now >= due and not mark.called:
                 mark.called = True
                 member.overdue(phase)
+            elif phase == WRITE and mark.called and not mark.cut and now >= due + self._limits[CLOSING]:
+                mark.cut = True
+                member.cut()
         return busy

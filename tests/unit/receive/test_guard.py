@@ -21,9 +21,13 @@ class Member:
         self.idle_seconds = 3600.0
         self.deadline = now_ns() + 10 * SECOND
         self.overdue_in: list[int] = []
+        self.cuts = 0
 
     def overdue(self, phase: int) -> None:
         self.overdue_in.append(phase)
+
+    def cut(self) -> None:
+        self.cuts += 1
 
 
 def watched(phase: int) -> tuple[Guard, Member, int]:
@@ -43,6 +47,25 @@ def test_each_phase_has_its_limit_and_is_called_once(phase: int, seconds: int):
     guard.look(start + (seconds + 1) * SECOND)
     guard.look(start + (seconds + 2) * SECOND)
     assert member.overdue_in == [phase]
+
+
+@pytest.mark.requirement("I1")
+def test_a_peer_that_the_disk_keeps_in_mid_object_is_cut_off():
+    """It may be blocked in sending: an abort that it does not read would leave it in silence. Within 25 s, and once."""
+    guard, member, start = watched(WRITE)
+    guard.look(start + 19 * SECOND)
+    assert (member.overdue_in, member.cuts) == ([WRITE], 0)
+    guard.look(start + 22 * SECOND)
+    guard.look(start + 23 * SECOND)
+    assert member.cuts == 1
+
+
+@pytest.mark.parametrize("phase", [PDU, MESSAGE, STORE, SEND])
+def test_whoever_reads_is_not_cut_off(phase: int):
+    guard, member, start = watched(phase)
+    for seconds in range(100):
+        guard.look(start + seconds * SECOND)
+    assert member.overdue_in == [phase] and member.cuts == 0
 
 
 @pytest.mark.parametrize("phase", [PDU, MESSAGE, WRITE, SEND])
