@@ -184,7 +184,12 @@ class ControlServer:
                 if not self._free.acquire(blocking=False):
                     connection.close()
                     continue
-                threading.Thread(target=self._serve, args=(connection,), name="control-asker", daemon=True).start()
+                try:
+                    threading.Thread(target=self._serve, args=(connection,), name="control-asker", daemon=True).start()
+                except RuntimeError as e:
+                    _log.error("no thread for a request", error=str(e))
+                    connection.close()
+                    self._free.release()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -187,15 +187,15 @@ class Receiver:
     # -- the tick (a thread of its own: reading the configuration may wait for the disk) -----------------------------
 
     def _run(self) -> None:
-        try:
-            while True:
-                self._ticked.wait()
-                self._ticked.clear()
-                if self._stopped:
-                    return
+        while True:
+            self._ticked.wait()
+            self._ticked.clear()
+            if self._stopped:
+                return
+            try:
                 self._tick()
-        except Exception:  # noqa: BLE001 top of the receiver's thread: the last configuration stays in force
-            log.crash("configuration is not looked at any more")
+            except Exception:  # noqa: BLE001 top of the receiver's thread: the last configuration stays in force until the next
+                log.crash("a look at configuration and workers failed")
 
     def _hear(self) -> None:
         """Called by the front: its loop goes round."""

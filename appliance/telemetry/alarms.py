@@ -12,7 +12,6 @@ import queue
 import smtplib
 import socket
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,9 @@ class Transition:
 
     @property
     def subject(self) -> str:
-        return f"[dcmgate {socket.gethostname()}] {'ALARM' if self.active else 'ended'}: {self.alarm.text}"
+        """One line, whatever the text is."""
+        text = " ".join(self.alarm.text.split())
+        return f"[dcmgate {socket.gethostname()}] {'ALARM' if self.active else 'ended'}: {text}"
 
     def body(self) -> dict[str, object]:
         """What a webhook gets, as JSON."""
@@ -94,14 +95,15 @@ class Notifier:
             try:
                 deliver()
                 return
-            except (OSError, smtplib.SMTPException, urllib.error.URLError, ValueError) as error:
-                _log.warning("an alarm could not be told", to=what, attempt=attempt + 1, error=str(error))
+            except Exception as error:  # noqa: BLE001  top of the thread: whatever a server answers, the next alarm is told
+                _log.warning("an alarm could not be told", to=what, attempt=attempt + 1,
+                             error=f"{type(error).__name__}: {error}")
             if self._stopping.wait(self._retry_seconds):
                 return
 
 
 def post(url: str, transition: Transition) -> None:
-    """POST the transition as JSON. Raises URLError or ValueError."""
+    """POST the transition as JSON. Raises OSError (URLError), HTTPException or ValueError."""
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"not an http(s) URL: {url}")
     request = urllib.request.Request(
