@@ -45,6 +45,9 @@ RECEIVE_PDU = 16384
 RELEASE_SECONDS = 5.0
 """Time for the answer to a release; then the association is aborted."""
 
+LAST_READS = 16
+"""Reads of what a peer said before it broke the connection: one that never stops talking is not listened to for ever."""
+
 GATHER = 131072
 """Bytes of data set in one write, about."""
 
@@ -237,7 +240,10 @@ class Association:
         answer: Answer = failure
         with suppress(OSError, ProtocolError):
             self._sock.setblocking(False)
-            while count := self._sock.recv_into(self._layer.buffers()[0]):
+            for _ in range(LAST_READS):
+                count = self._sock.recv_into(self._layer.buffers()[0])
+                if not count:
+                    break
                 for event in self._layer.received(count):
                     if isinstance(event, Aborted):
                         answer = AbortedByPeer(event.source, event.reason, self._storing)

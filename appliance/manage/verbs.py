@@ -118,7 +118,7 @@ def _admit(desk: Desk, by: str, args: Args) -> Any:
     if len(title) > 16 or "\\" in title or not title.isascii() or not title.isprintable():
         raise ControlError(f'"{title[:40]}" is no AE title', mend=f"at most 16 characters of ASCII; {_WHO_KNOCKED}")
     try:
-        ip_address(address)
+        address = str(ip_address(address))     # one spelling, that of sockets: the router compares texts
     except ValueError:
         raise ControlError(f'"{address[:60]}" is no address', mend=_WHO_KNOCKED) from None
     desk.ledger.admit(title.strip(), address, by)
