@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config
 from appliance.confirm import Confirmer
-from appliance.errors import ConfigError, DcmgateError
+from appliance.errors import ConfigError, DcmgateError, LedgerError
 from appliance.forward import health as forwarding
 from appliance.keeper import findings
 from appliance.keeper.alarmboard import Board, Told
@@ -87,6 +87,7 @@ class Keeper:
         self._done_at: dict[str, int] = {}
         self._faults: dict[str, Alarm] = {}
         self._bad_file: Alarm | None = None
+        self._settings = config().alarm
         self._generation = 0
         self._began = clock.boot_ns()
         self.moved = self._began
@@ -304,7 +305,9 @@ class Keeper:
         if self._told is not None:
             self._told(raised, ended)
         elif self._notifier is not None:
-            self._notifier.notify(self._config().alarm, raised, ended)
+            with suppress(LedgerError):      # of a ledger that cannot be read, people hear by what was in force before
+                self._settings = self._config().alarm
+            self._notifier.notify(self._settings, raised, ended)
 
     def _kick_forwarder(self) -> None:
         kick.send(self._run / kick.FORWARDER)

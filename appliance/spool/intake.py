@@ -186,8 +186,17 @@ class Intake:
         """See `writer.Host`. SpoolFault once intake is closed: nothing is begun on a disk that failed."""
         if self._out:
             raise SpoolFault(self._out)
-        if self._gauge is not None:
-            self._gauge.reserve(slot, size)
+        gauge = self._gauge
+        if gauge is None:
+            return
+        try:
+            gauge.reserve(slot, size)
+        except SpoolFull:
+            if not self.spool.size:
+                raise
+            with suppress(LedgerError):
+                self.room()          # of a quota only the ledger knows what was deleted since
+            gauge.reserve(slot, size)
 
     def owe(self, custody: Custody) -> None:
         """See `writer.Host`. The wait ends when the row is in the ledger, or when the debt is within its bound again."""

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -72,21 +73,20 @@ class Disk:
 
     # room
 
-    def fill(self, leave: int = 0) -> None:
-        """Somebody else takes all the room but `leave` bytes."""
-        free = os.statvfs(self.mount)
-        size = free.f_bavail * free.f_frsize - leave
+    def fill(self) -> None:
+        """Somebody else takes all the room there is, to the last block."""
         with self._filler.open("ab") as file:
-            if leave:
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                while size >= 512:
-                    try:
-                        os.write(file.fileno(), bytes(min(size, MIB)))
-                        os.fsync(file.fileno())
-                    except OSError as error:
-                        assert error.errno == errno.ENOSPC, error
-                        size = min(size, MIB) // 2
+            free = os.statvfs(self.mount)
+            os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_frsize - 4 * MIB, 1))
+            file.seek(0, os.SEEK_END)
+            size = MIB
+            while size >= 512:
+                try:
+                    os.write(file.fileno(), bytes(size))
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC, error
+                    size //= 2
 
     def make_room(self) -> None:
         self._filler.unlink()
@@ -176,11 +176,11 @@ def unmount(mount: Path) -> None:
         raise AssertionError(f"somebody still uses {mount}: {done.stderr.strip()}")
 
 
-GOOD, WRITE_ERRORS, READ_ERRORS = 0, 1, 2
+GOOD, WRITE_ERRORS, HANGS = 0, 1, 2
 
 
 class FailingDisk(Disk):
-    """A disk below whose file system reads or writes fail (EIO) while `switch` says so."""
+    """A disk on which, while `switch` says so, every write fails (EIO), or nothing comes back at all."""
 
     def __init__(self, mount: Path, device: str, switch: mmap.mmap) -> None:
         super().__init__(mount, device)
@@ -188,6 +188,15 @@ class FailingDisk(Disk):
 
     def switch(self, mode: int) -> None:
         self._switch[0] = mode
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """What was begun does not come back, and nothing else either."""
+        self.switch(HANGS)
+        try:
+            yield
+        finally:
+            self.switch(GOOD)
 
 
 @contextmanager
@@ -235,9 +244,9 @@ class _Server(recorder.Server):
             self._switch = mmap.mmap(file.fileno(), mmap.PAGESIZE)
 
     def _answer(self, kind: int, body: memoryview) -> tuple[int, bytes | memoryview]:
-        mode = self._switch[0]
-        if (mode == WRITE_ERRORS and kind in (recorder._WRITE, recorder._FSYNC)) or (
-                mode == READ_ERRORS and kind == recorder._READ):
+        while self._switch[0] == HANGS:
+            time.sleep(0.01)
+        if self._switch[0] == WRITE_ERRORS and kind in (recorder._WRITE, recorder._FSYNC):
             return errno.EIO, b""
         return super()._answer(kind, body)
 
