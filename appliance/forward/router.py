@@ -195,7 +195,7 @@ class RoutingThread:
                 try:
                     descriptor = self._spool.open_object(row.number)
                 except OSError as error:
-                    if error.errno in _OURS:
+                    if error.errno in _OURS or not self._spool.is_there():
                         raise SpoolFault(f"cannot open object {number_text(row.number)}: {error.strerror}") from None
                     found[i] = Attributes(readable=False)  # whoever sends it finds out why, and quarantines it
                     continue

@@ -166,6 +166,10 @@ class Spool:
         """A descriptor for reading. FileNotFoundError where it was retired or never made."""
         return os.open(self.object_path(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
+    def is_there(self) -> bool:
+        """Whether the spool is still mounted where it was found. Where it is not, an object that is missing is not gone."""
+        return (self.path / IDENTITY).exists()
+
     def object_numbers(self) -> list[int]:
         """Every number that has a file, in order. For checks and rebuilds: it reads all folders."""
         numbers: list[int] = []

@@ -20,7 +20,9 @@ _DAMAGE = frozenset({errno.ENOENT, errno.EIO, errno.ENODATA, errno.EREMOTEIO, er
 """What the file system says when the object itself is gone or unreadable, rather than we out of descriptors or memory."""
 
 
-def _reading(number: int, error: OSError) -> ObjectDamaged | SpoolFault:
+def _reading(spool: Spool, number: int, error: OSError) -> ObjectDamaged | SpoolFault:
+    if error.errno == errno.ENOENT and not spool.is_there():
+        return SpoolFault(f"{spool.path} is not there any more", mend="Mount the spool's disk.")
     if error.errno in _DAMAGE:
         return ObjectDamaged(number, f"cannot be read: {error.strerror}")
     return SpoolFault(spool_error(error, f"cannot read object {number:016x}").message)
@@ -54,7 +56,7 @@ class ObjectReader:
             head = os.pread(self._fd, HEAD, 0)
         except OSError as e:
             self.close()
-            raise _reading(self._number, e) from e
+            raise _reading(self._spool, self._number, e) from e
         try:
             self._custody = self._checked(head, size)
         except ObjectDamaged:
@@ -99,7 +101,7 @@ class ObjectReader:
             try:
                 count = os.preadv(self._fd, [buffer[:want]], HEAD + done)
             except OSError as e:
-                raise _reading(self._number, e) from e
+                raise _reading(self._spool, self._number, e) from e
             if count == 0:
                 raise ObjectDamaged(self._number, f"ends after {done} bytes")
             digest.update(buffer[:count])

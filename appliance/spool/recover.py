@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from appliance.dicom.part10 import HEAD, is_blank, parse_head
-from appliance.errors import HeadError
+from appliance.errors import HeadError, SpoolFault
 from appliance.model import Custody
 from appliance.spool import quarantine
 from appliance.spool.buffers import CAPACITY, Buffer
@@ -98,7 +98,9 @@ def judge(spool: Spool, number: int, buffer: Buffer) -> Judgement:
     """What became of one number. Cuts and syncs the file where that is due, moves nothing. SpoolFull, SpoolFault."""
     try:
         fd = os.open(spool.object_path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except FileNotFoundError as e:
+        if not spool.is_there():
+            raise SpoolFault(f"{spool.path} is not there any more", mend="Mount the spool's disk.") from e
         return Judgement(number, void="never made")
     except OSError as e:
         raise spool_error(e, f"cannot open object {number:016x}") from e

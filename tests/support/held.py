@@ -31,6 +31,9 @@ class Held:
     def object_path(self, number: int) -> Path:
         return self.path / f"{number:016x}.dcm"
 
+    def is_there(self) -> bool:
+        return True
+
     def open_object(self, number: int) -> int:
         return os.open(self.object_path(number), os.O_RDONLY | os.O_CLOEXEC)
 
