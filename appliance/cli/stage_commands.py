@@ -18,6 +18,7 @@ from typing import Any
 from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.clock import SWITCH_SECONDS
+from appliance.errors import DcmgateError
 
 STAGES = {
     "run": ("everything in one process", ("keeper", "forwarder", "receiver")),
@@ -59,8 +60,13 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         site.line({"ready": arguments.stage, "generation": box.config.generation})
         while (number := signals.get()) == signal.SIGHUP:
             notify(RELOADING=1)
-            box.reload()
-            notify(READY=1, STATUS=f"generation {box.config.generation}")
+            status = "reload failed"
+            try:
+                box.reload()
+                status = f"generation {box.config.generation}"
+            except DcmgateError as e:        # a ledger that is busy, a disk that fails: no reason to end what works
+                said.error("cannot look at the configuration now: what is in force stays", error=str(e))
+            notify(READY=1, STATUS=status)
         stopping = True
         notify(STOPPING=1)
         said.info("draining", signal=signal.Signals(number).name)
