@@ -1,19 +1,24 @@
 """The log: one line an event, fields as key=value, peer bytes escaped, no patient data.
 
 To the journal with real fields where systemd-python is there and the service
-runs under systemd; otherwise to standard error. Nothing here raises: a log that
-cannot be written must not cost an image.
+runs under systemd; otherwise to standard error. Nothing here raises or waits: a
+log that cannot be written, or that nobody reads, must not cost an image. Lines
+that could only be written by waiting are counted, and left out.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
+import socket
 import sys
+from contextlib import suppress
 
 from appliance.model import escape
 
 ROOT = "dcmgate"
+JOURNAL = "/run/systemd/journal/socket"
 
 
 class _LineFormatter(logging.Formatter):
@@ -64,6 +69,67 @@ class Log:
         self._logger.error("%s", message, extra={"fields": fields}, exc_info=True)
 
 
+class _Patient(logging.Handler):
+    """Says where a line went that it did not write, because that would have meant to wait for whoever reads the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0
+
+    def ready(self) -> bool:
+        """Whether a line can be written at once."""
+        raise NotImplementedError
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write it."""
+        raise NotImplementedError
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self.ready():
+                self._lost += 1
+                return
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                self.write(logging.LogRecord(f"{ROOT}.log", logging.WARNING, "", 0, f"{lost} lines were lost: nobody read them",
+                                             (), None))
+            self.write(record)
+        except Exception:  # noqa: BLE001  as logging.Handler wants it: no line is worth an image
+            self.handleError(record)
+
+
+class _Stderr(_Patient):
+    """Standard error, in pieces that a pipe takes whole (pipe(7), PIPE_BUF)."""
+
+    def _descriptor(self) -> int:
+        try:
+            return sys.stderr.fileno()
+        except (OSError, ValueError, AttributeError):    # replaced by something in memory
+            return -1
+
+    def ready(self) -> bool:
+        descriptor = self._descriptor()
+        return descriptor < 0 or _writable(descriptor)
+
+    def write(self, record: logging.LogRecord) -> None:
+        line, descriptor = self.format(record) + "\n", self._descriptor()
+        if descriptor < 0:
+            sys.stderr.write(line)
+            return
+        raw = line.encode("utf-8", "backslashreplace")
+        for at in range(0, len(raw), select.PIPE_BUF):
+            if at and not _writable(descriptor):
+                self._lost += 1
+                return
+            os.write(descriptor, raw[at:at + select.PIPE_BUF])
+
+
+def _writable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 def _journal_handler() -> logging.Handler | None:
     """The journal, if this process's output is connected to it and systemd-python is installed."""
     if "JOURNAL_STREAM" not in os.environ:
@@ -72,9 +138,15 @@ def _journal_handler() -> logging.Handler | None:
         from systemd import journal
     except ImportError:
         return None
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with suppress(OSError):
+        probe.connect(JOURNAL)
 
-    class _Journal(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+    class _Journal(_Patient):
+        def ready(self) -> bool:
+            return _writable(probe.fileno())
+
+        def write(self, record: logging.LogRecord) -> None:
             fields = {f"DCMGATE_{key.upper()}": _text(value) for key, value in getattr(record, "fields", {}).items()}
             level = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}.get(record.levelno, 3)
             journal.send(self.format(record), PRIORITY=level, SYSLOG_IDENTIFIER=ROOT, **fields)
@@ -84,7 +156,7 @@ def _journal_handler() -> logging.Handler | None:
 
 def set_up(level: str = "info") -> None:
     """Send the log of this process to the journal or to standard error. Call once, from the command line."""
-    handler: logging.Handler = _journal_handler() or logging.StreamHandler(sys.stderr)
+    handler = _journal_handler() or _Stderr()
     handler.setFormatter(_LineFormatter())
     root = logging.getLogger(ROOT)
     root.handlers[:] = [handler]
