@@ -37,6 +37,9 @@ GRACE = 1.0
 BURST = 8
 """…while there are fewer than so many times the cap."""
 
+FAILURES = 100
+"""Rounds in a row that fail for a reason nobody foresaw; then the front gives up, and `alive` says so."""
+
 HEADER = 6
 """Bytes of a PDU header (PS3.8 9.3.1)."""
 
@@ -154,11 +157,15 @@ class Front:
     # -- the front's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        failures = 0
         try:
-            while not self._stopped:
-                self._round(self._epoll.poll(self._patience(), 256))
-        except Exception:  # noqa: BLE001 top of the front's thread: `alive` says so, and the watchdog acts on it
-            log.crash("the accepting thread died")
+            while not self._stopped and failures < FAILURES:
+                try:
+                    self._round(self._epoll.poll(self._patience(), 256))
+                    failures = 0
+                except Exception:  # noqa: BLE001 top of the front's thread: without it no scanner is answered any more
+                    failures += 1
+                    log.crash("a round of the accepting thread failed", in_a_row=failures)
         finally:
             self._close()
 

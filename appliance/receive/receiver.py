@@ -146,9 +146,12 @@ class Receiver:
 
     @property
     def problems(self) -> list[str]:
-        """Ports that a later configuration asked for and that cannot be opened, in words."""
-        return [f"[[listener]] {listener}: cannot listen on {address}:{port}: {why}"
-                for (listener, address, port), why in self._problems.items()]
+        """Ports that a later configuration asked for and that cannot be opened, in words; and an accepting thread that died."""
+        found = [f"[[listener]] {listener}: cannot listen on {address}:{port}: {why}"
+                 for (listener, address, port), why in self._problems.items()]
+        if self._thread is not None and not self._front.alive and not self._stopped:
+            found.append("nothing is accepted on any port: the accepting thread died; restart the receiver, and report its log")
+        return found
 
     @property
     def associations(self) -> int:

@@ -7,8 +7,9 @@ import socketserver
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,10 @@ from appliance.config.settings import Alarms, Config
 from appliance.errors import ControlError
 from appliance.manage.control import ControlServer, Remote
 from appliance.model import Alarm, Severity
+from appliance.receive import health
 from appliance.telemetry.alarms import Notifier
-from tests.support.acceptor import config, receiving
+from tests.support.acceptor import config, echo, receiving
+from tests.support.scu import Lost
 from tests.support.waiting import wait_until
 
 
@@ -99,3 +102,29 @@ def test_a_look_at_the_configuration_that_fails_is_not_the_last_one(tmp_path: Pa
         wait_until(lambda: len(failing) == 2, 10, "two looks failed")
         box.current.append(config(generation=2))
         wait_until(lambda: box.receiver._config.generation == 2, 10, "the new configuration")
+
+
+@pytest.mark.requirement("Goal 3: the scanner side works whatever happens")
+def test_a_connection_that_meets_a_fault_of_the_program_is_the_only_one_that_does(tmp_path: Path) -> None:
+    """The accepting thread is one for all listeners: it must not die of one connection, however odd."""
+    with receiving(tmp_path) as box:
+        front = box.receiver._front
+        take = front._take
+        met: list[int] = []
+
+        def broken(*args: Any) -> bool:
+            if len(met) < 3:
+                met.append(1)
+                raise ZeroDivisionError("nobody foresaw this")
+            return take(*args)
+
+        front._take = broken
+        for _ in range(3):
+            with suppress(Lost, OSError):
+                echo(box.port)
+        assert len(met) == 3 and echo(box.port) < 5
+        assert front.alive and box.receiver.progress() and health.read(box.run).problems == ()
+        front._stopped = True
+        front.call(lambda: None)
+        wait_until(lambda: "accepting thread died" in "".join(health.read(box.run).problems), 10, "else a person is told")
+        assert not box.receiver.progress()
