@@ -30,6 +30,9 @@ IDLE, FIRST, PDU, MESSAGE, WRITE, STORE, SEND, CLOSING = range(8)
     CLOSING   the peer, to close
 """
 
+FAILURES = 100
+"""Looks that fail for a reason nobody foresaw; then the guard gives up, and `moving` says so."""
+
 PHASES = ("idle", "first PDU", "rest of a PDU", "next PDU of a message", "disk in mid-object", "disk at the end of an object",
           "peer to take an answer", "peer to close")
 ON_DISK = (WRITE, STORE)
@@ -143,10 +146,12 @@ class Guard:
             return list(self._marks.items())
 
     def _run(self) -> None:
-        try:
-            self._loop()
-        except Exception:  # noqa: BLE001 top of the guard's thread: without it no deadline holds, `moving` says so
-            log.crash("the guard of the associations died")
+        for _ in range(FAILURES):
+            try:
+                self._loop()
+                return
+            except Exception:  # noqa: BLE001  top of the guard's thread: without it no deadline holds, for nobody
+                log.crash("a look at the associations failed")
 
     def _loop(self) -> None:
         self._due = now_ns() + self._tick

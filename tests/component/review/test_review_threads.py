@@ -17,7 +17,8 @@ from appliance.config.settings import Alarms, Config
 from appliance.errors import ControlError
 from appliance.manage.control import ControlServer, Remote
 from appliance.model import Alarm, Severity
-from appliance.receive import health
+from appliance.receive import Limits, health
+from appliance.receive.guard import FIRST, Guard
 from appliance.telemetry.alarms import Notifier
 from tests.support.acceptor import config, echo, receiving
 from tests.support.scu import Lost
@@ -128,3 +129,32 @@ def test_a_connection_that_meets_a_fault_of_the_program_is_the_only_one_that_doe
         front.call(lambda: None)
         wait_until(lambda: "accepting thread died" in "".join(health.read(box.run).problems), 10, "else a person is told")
         assert not box.receiver.progress()
+
+
+@pytest.mark.requirement("I1")
+def test_a_guard_that_stumbles_over_one_association_still_watches_the_others() -> None:
+    class Member:
+        phase, idle_seconds, moves, deadline = FIRST, 3600.0, 0, 0
+
+        def __init__(self) -> None:
+            self.called = threading.Event()
+
+        def overdue(self, phase: int) -> None:
+            self.called.set()
+
+        def cut(self) -> None: ...
+
+    class Odd(Member):
+        def overdue(self, phase: int) -> None:
+            raise ZeroDivisionError("nobody foresaw this")
+
+    guard, other = Guard(Limits(scan=0.01, tick=0.05)), Member()
+    guard.start()
+    try:
+        guard.watch(Odd())
+        guard.watch(other)
+        assert other.called.wait(10)
+        wait_until(lambda: guard.ticks > 2, 10, "it goes on")
+        assert guard.moving()
+    finally:
+        guard.stop()
