@@ -99,11 +99,15 @@ class _Patient(logging.Handler):
 
 
 class _Stderr(_Patient):
-    """Standard error, in pieces that a pipe takes whole (pipe(7), PIPE_BUF)."""
+    """Standard error as it is now, in pieces that a pipe takes whole (pipe(7), PIPE_BUF)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stream = sys.stderr
 
     def _descriptor(self) -> int:
         try:
-            return sys.stderr.fileno()
+            return self._stream.fileno()
         except (OSError, ValueError, AttributeError):    # replaced by something in memory
             return -1
 
@@ -114,7 +118,7 @@ class _Stderr(_Patient):
     def write(self, record: logging.LogRecord) -> None:
         line, descriptor = self.format(record) + "\n", self._descriptor()
         if descriptor < 0:
-            sys.stderr.write(line)
+            self._stream.write(line)
             return
         raw = line.encode("utf-8", "backslashreplace")
         for at in range(0, len(raw), select.PIPE_BUF):
