@@ -264,7 +264,7 @@ def test_an_idle_forwarder_looks_once_a_second_and_no_lane_moves(works: Works, m
     monkeypatch.setattr(Desk, "next", counted)
     monkeypatch.setattr(Forwarder, "look", counted_look)
     wait_until(lambda: len(rounds) >= 3)
-    assert len(looks) <= 2
+    assert len(looks) <= 6, "a busy loop looks hundreds of times"
 
 
 def test_how_destinations_fare_is_told_to_the_keeper(works: Works) -> None:
