@@ -1,6 +1,6 @@
 """The keeper: one thread that goes its round every ten seconds, and one each for confirming a destination, scrub and control.
 
-    round    powered-on time, WAL, retire, configuration file, witness, alarms
+    round    powered-on time, WAL, retire, quarantine, configuration file, witness, alarms
 
 Each task of the round is alone: one that fails becomes an alarm, is tried again
 at the next round, and keeps no other from its turn. `round` may be called by
@@ -10,6 +10,7 @@ its control socket is its claim.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -28,12 +29,12 @@ from appliance.keeper.witness import Witness
 from appliance.manage.control import ControlServer
 from appliance.manage.generations import InForce
 from appliance.manage.verbs import Desk, handlers, no_reload
-from appliance.model import Alarm, SpaceState
+from appliance.model import Alarm, ObjectState, SpaceState
 from appliance.net import kick
 from appliance.policy import Space
 from appliance.receive import health as receiving
 from appliance.retire import Retirer
-from appliance.spool import ballast
+from appliance.spool import ballast, quarantine
 from appliance.spool.layout import Spool, spool_error
 from appliance.spool.ledger import Ledger
 from appliance.spool.space import held, measure
@@ -88,6 +89,7 @@ class Keeper:
         self._faults: dict[str, Alarm] = {}
         self._bad_file: Alarm | None = None
         self._settings = config().alarm
+        self._aside = 0
         self._generation = 0
         self._began = clock.boot_ns()
         self.moved = self._began
@@ -177,6 +179,7 @@ class Keeper:
         self._task("retire", self._retire)
         self._task("sweep", lambda: self.retirer.sweep(), every=SWEEP_SECONDS)
         self._task("remnants", lambda: self.retirer.drop_remnants(), every=REMNANTS_SECONDS)
+        self._task("quarantine", self._put_aside)
         self._task("configuration", self._look_at_file, every=CONFIGURATION_SECONDS)
         self._task("confirm", self._follow)
         self._task("witness", self._keep_witness, every=WITNESS_SECONDS)
@@ -224,6 +227,17 @@ class Keeper:
                 self._spool.fill_ballast()
             except OSError as error:
                 raise spool_error(error, "cannot lay the ballast down again") from error
+
+    def _put_aside(self) -> None:
+        """The files of what was found damaged while it was sent: the forwarder wrote the row, and moves nothing."""
+        count = self.ledger.counts().states[ObjectState.QUARANTINED]
+        if count == self._aside:
+            return
+        for row in self.ledger.quarantined(count):
+            if self._spool.object_path(row.number).exists():
+                reasons = [json.loads(e.body)["reason"] for e in self.ledger.history(row.number) if e.kind == "quarantined"]
+                quarantine.put(self._spool, row.number, reasons[-1])
+        self._aside = count
 
     def _keep_witness(self) -> None:
         self._witness_agrees = self._witness.agrees(self.ledger)

@@ -178,11 +178,13 @@ def unmount(device: str) -> None:
         raise AssertionError(f"somebody still uses {device}: {done.stderr.strip()}")
 
 
-GOOD, WRITE_ERRORS, HANGS = 0, 1, 2
+GOOD, WRITE_ERRORS, BAD_SECTOR, HANGS = 0, 1, 2, 3
+SECTOR = objects.noise(512 * 512 * 2, 1)[100_000:100_016]
+"""Bytes in the pixels of CT slice 1: with BAD_SECTOR the disk cannot read them."""
 
 
 class FailingDisk(Disk):
-    """A disk on which, while `switch` says so, every write fails (EIO), or nothing comes back at all."""
+    """A disk on which, while `switch` says so, writes fail (EIO), one sector cannot be read, or nothing comes back at all."""
 
     def __init__(self, mount: Path, device: str, switch: mmap.mmap) -> None:
         super().__init__(mount, device)
@@ -248,9 +250,13 @@ class _Server(recorder.Server):
     def _answer(self, kind: int, body: memoryview) -> tuple[int, bytes | memoryview]:
         while self._switch[0] == HANGS:
             time.sleep(0.01)
-        if self._switch[0] == WRITE_ERRORS and kind in (recorder._WRITE, recorder._FSYNC):
+        mode = self._switch[0]
+        if mode == WRITE_ERRORS and kind in (recorder._WRITE, recorder._FSYNC):
             return errno.EIO, b""
-        return super()._answer(kind, body)
+        error, answer = super()._answer(kind, body)
+        if mode == BAD_SECTOR and kind == recorder._READ and SECTOR in bytes(answer):
+            return errno.EIO, b""
+        return error, answer
 
     def _record(self, kind: int, offset: int, data: bytes | memoryview) -> None:
         """Nobody wants it."""
@@ -315,6 +321,12 @@ def files(spool: Path) -> dict[Key, list[Path]]:
 
 def held(spool: Path) -> set[Key]:
     return set(files(spool))
+
+
+def quarantined(spool: Path) -> set[Key]:
+    """What lies in quarantine and names its object, whole or not."""
+    found = (objects.part10(path) for path in (spool / "quarantine").glob("*.dcm"))
+    return {entry.key for entry in found if entry is not None}
 
 
 def echo(port: int, seconds: float = 5.0) -> int:

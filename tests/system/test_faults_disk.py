@@ -228,6 +228,35 @@ def test_a_disk_that_fails_once_is_out_of_intake_until_a_restart_and_delivery_go
             settled(site, pacs, journal)
 
 
+@pytest.mark.requirement("I5")
+def test_an_object_that_cannot_be_read_stays_behind_and_the_others_go(tmp_path: Path) -> None:
+    """A bad sector: what lies on it goes to quarantine with an alarm, and is sent again when the scanner sends it again."""
+    port = free_port()
+    journal = Journal()
+    large, small_ones = objects.ct(1, "unreadable"), objects.ct_study(5, "readable", side=64)   # large: not in the page cache
+    with (faults.failing_disk(tmp_path / "site" / "spool") as disk,
+          Gateway(tmp_path / "site", [absent(port)]).make() as site):
+        site.start("receiver")
+        assert set(journal.send(site.port, [large, *small_ones])) == {"0000"}
+        wait_until(lambda: site.balance()["accepted"] == 6, 10, "rows for all")
+        assert site.stop("receiver") == 0
+        disk.switch(faults.BAD_SECTOR)
+        with peers.storescp(tmp_path / "pacs", port=port) as pacs:
+            site.start()
+            pacs.wait_for([instance.key for instance in small_ones], 30)
+            assert wait_alarm(site, "^quarantine ")["severity"] == "critical"
+            wait_log(site, "damaged.*Input/output error")
+            assert len(pacs.arrived()) == 5 and site.balance()["unaccounted"] == 0
+            assert echo(site.port) == 0
+            disk.switch(faults.GOOD)
+            assert large.key in faults.held(site.spool) | faults.quarantined(site.spool)   # nothing of it is lost
+            assert Journal().send(site.port, [large]) == ["0000"]
+            pacs.wait_for(journal.acknowledged, 30)
+            assert site.wait_settled(30)["quarantined"] == 1
+            assert site.stop() == 0
+            assert site.json("balance", "--deep")["unaccounted"] == 0
+
+
 # --- hanging ----------------------------------------------------------------------------------------------------------
 
 

@@ -285,6 +285,9 @@ def test_a_damaged_object_is_never_delivered_and_its_twin_steps_in(site: Gateway
     alarm = wait_alarm(site, "quarantine")
     assert alarm["severity"] == "critical" and "11 objects" in alarm["text"], alarm
     wait_log(site, "damaged.*0000000000000001")
+    aside = site.spool / "quarantine"
+    wait_until(lambda: len(list(aside.glob("*.dcm"))) == 11, 30, "the files are put aside")
+    assert "digest is wrong" in (aside / where[large.key].with_suffix(".json").name).read_text()
     assert site.balance()["unaccounted"] == 0
 
     # The scanner, asked to send them again, does: nothing that was damaged covers what is whole.
