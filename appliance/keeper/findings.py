@@ -122,7 +122,7 @@ def forwarder_alarm() -> Alarm:
 
 def intake_alarm(reason: str) -> Alarm:
     return Alarm("out-of-intake", Severity.CRITICAL, f"the disk is out of intake: {reason}",
-                 "Check the disk (dmesg, smartctl). After an error restart the receiver; a disk that only hung goes on by itself.")
+                 "Check the disk (dmesg, smartctl). After an error restart the receiver; a disk that hung goes on by itself.")
 
 
 def rolled_back_alarm(path: str) -> Alarm:
