@@ -17,7 +17,7 @@ from tests.support import faults, objects, peers
 from tests.support.faults import HEAD, Journal, refusal, wait_alarm, wait_log
 from tests.support.gateway import STAGES, Gateway, to_peer
 from tests.support.peers import Destination
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -114,6 +114,27 @@ def test_a_disk_that_is_not_mounted_is_refused(pacs: Destination, tmp_path: Path
             assert not list(mount.iterdir())
             disk.mend()
             site.start()
+            everything_arrives(site, pacs, journal)
+
+
+@pytest.mark.requirement("I5")
+def test_a_mount_that_goes_away_under_a_running_gateway_damages_no_object(tmp_path: Path) -> None:
+    """That a file is not found says nothing of the object where the whole spool is not there. It comes back by itself."""
+    port = free_port()
+    journal = Journal()
+    destination = to_peer(Destination("pacs", "PACS", port, Path()), connect_seconds=1.0)
+    with (faults.file_system(tmp_path / "site" / "spool") as disk,
+          Gateway(tmp_path / "site", [destination]).make() as site):
+        site.start()
+        assert set(journal.send(site.port, objects.ct_study(6, "gone", side=64))) == {"0000"}
+        site.wait_settled(10, accepted=6, states=())
+        with disk.gone(), peers.storescp(tmp_path / "early", port=port) as pacs:
+            assert str(disk.mount) in refusal(site, "status", status=3)
+            wait_log(site, "is not there any more")
+            assert pacs.arrived() == []
+        with peers.storescp(tmp_path / "pacs", port=port) as pacs:
+            pacs.wait_for(journal.acknowledged, 60)
+            assert site.balance()["quarantined"] == 0
             everything_arrives(site, pacs, journal)
 
 
