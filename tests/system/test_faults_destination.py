@@ -9,8 +9,9 @@ import pytest
 
 from tests.support import faults, objects, peers
 from tests.support.badpeers import FAILING
-from tests.support.faults import NONSENSE, Journal, bad_destination, forgetful_archive, start_hurried, wait_alarm
+from tests.support.faults import Journal, start_hurried, wait_alarm
 from tests.support.gateway import Gateway, to_peer
+from tests.support.nonsense import NONSENSE, bad_destination, forgetful_archive
 from tests.support.peers import Destination
 from tests.support.waiting import wait_until
 
