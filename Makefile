@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills man clean
+.PHONY: help run test lint bench kills proof man clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -30,6 +30,10 @@ test: lint ## lint, then every test, with the real peers
 kills: ## SIGKILL at random moments, ROUNDS=200 of them
 	@.ci/setup dev peers
 	DCMGATE_KILL_ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/system/test_kills.py --timeout 14400 $(PYTEST)
+
+proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 a sample in 10 minutes, ONLY="kills fuzz" some of it
+	@.ci/setup dev peers
+	@$(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") $(PROOF)
 
 bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for few rounds, ONLY=word for some cases
 	@.ci/setup dev peers

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 
+class CannotRun(Exception):
+    """This machine lacks what the instrument needs (loop devices, root, a program); the text says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How much may be done. `quick`: a sample, within a minute on 2 cores; else the whole of it.

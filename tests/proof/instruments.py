@@ -1,0 +1,68 @@
+"""Which instruments the package has: read from their source, so that a broken one cannot take the driver along."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """A module with NAME, ABOUT, REQUIREMENTS and `run`. EXCLUSIVE: it needs the machine alone. `fault`: why it cannot run."""
+
+    name: str
+    module: Path
+    about: str = ""
+    requirements: tuple[str, ...] = ()
+    exclusive: bool = False
+    fault: str = ""
+
+
+def discover(package: Path = PACKAGE) -> list[Instrument]:
+    """Every instrument in the folder, by name. A module that is no Python is one with a fault, whatever it was to be."""
+    found = []
+    for path in sorted(package.glob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(), path.name)
+        except SyntaxError as error:
+            found.append(Instrument(path.stem, path, fault=f"{path.name}:{error.lineno}: {error.msg}"))
+            continue
+        constants = _constants(tree)
+        runs = any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body)
+        if isinstance(constants.get("NAME"), str) and runs:
+            found.append(_instrument(path, constants))
+    return sorted(found, key=lambda one: one.name)
+
+
+def _instrument(module: Path, constants: dict[str, Any]) -> Instrument:
+    about, requirements = constants.get("ABOUT", ""), constants.get("REQUIREMENTS", ())
+    fault = ""
+    if not isinstance(about, str) or not about:
+        fault = "ABOUT must be one line of text"
+    elif not requirements or not all(isinstance(one, str) for one in requirements):
+        fault = "REQUIREMENTS must be a tuple of names, written out"
+    return Instrument(constants["NAME"], module, str(about), () if fault else tuple(requirements),
+                      bool(constants.get("EXCLUSIVE", False)), fault)
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    """The names in capitals that the module gives a literal to; other values are left out."""
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id.isupper():
+            try:
+                found[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue
+    return found
