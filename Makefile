@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof man clean
+.PHONY: help run test lint bench kills proof trace man clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -25,15 +25,21 @@ lint: ## style, types, layers
 
 test: lint ## lint, then every test, with the real peers
 	@.ci/setup peers pages
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	status=0; $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --junitxml build/tests.xml $(PYTEST) || status=$$?; \
+	$(PYTHON) -m tests.proof.trace || status=$${status/#0/1}; exit $$status
 
 kills: ## SIGKILL at random moments, ROUNDS=200 of them
 	@.ci/setup dev peers
 	DCMGATE_KILL_ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/system/test_kills.py --timeout 14400 $(PYTEST)
 
-proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 a sample in 10 minutes, ONLY="kills fuzz" some of it
+proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 for a sample in 10 minutes, ONLY="kills fuzz" for some
 	@.ci/setup dev peers
-	@$(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") $(PROOF)
+	@status=0; $(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") $(PROOF) || status=$$?; \
+	$(PYTHON) -m tests.proof.trace || status=$${status/#0/1}; exit $$status
+
+trace: ## hazard, requirement, test and last result of `make test` and `make proof`, in build/trace.md
+	@.ci/setup run
+	@$(PYTHON) -m tests.proof.trace
 
 bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for few rounds, ONLY=word for some cases
 	@.ci/setup dev peers

@@ -14,6 +14,7 @@ from tests.support.scu import send_all
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
+@pytest.mark.requirement("Goal 3")
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("kind", FAILING)
 def test_a_failing_destination_beside_a_good_one(kind: str, tmp_path: Path) -> None:
@@ -41,6 +42,7 @@ def test_a_failing_destination_beside_a_good_one(kind: str, tmp_path: Path) -> N
                 assert sorted(good.arrived()) == sorted(keys)
 
 
+@pytest.mark.requirement("one object never holds up the others")
 @pytest.mark.timeout(200)
 def test_one_object_that_a_destination_refuses_does_not_stop_the_others(tmp_path: Path) -> None:
     """0xC000 for one object, for ever: five tries, then it is parked with an alarm; the rest is delivered."""

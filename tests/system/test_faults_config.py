@@ -65,6 +65,7 @@ def site(tmp_path: Path, pacs: Destination) -> Iterator[Gateway]:
         yield site
 
 
+@pytest.mark.requirement("configuration")
 def test_a_running_gateway_keeps_the_last_good_generation_whatever_the_file_says(site: Gateway, pacs: Destination) -> None:
     """One mistake after the other by SIGHUP, `reload` and `config check`; images come and go all the while."""
     journal = Journal()
@@ -101,6 +102,7 @@ def test_a_running_gateway_keeps_the_last_good_generation_whatever_the_file_says
     assert site.balance()["unaccounted"] == 0
 
 
+@pytest.mark.requirement("configuration")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_gateway_that_starts_on_a_bad_file_works_by_the_last_good_generation(name: str, site: Gateway,
                                                                                pacs: Destination) -> None:

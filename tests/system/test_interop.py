@@ -95,6 +95,8 @@ def _same(found: set[Key], wanted: set[Key], sent: set[Key], *, overwrites: bool
             and all(key in versions[key[0]] for key in found if key[0] in several))
 
 
+@pytest.mark.requirement("conformance: data sets as received")
+@pytest.mark.requirement("I3")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sender", SENDERS)
 def test_what_arrives_through_the_gateway_is_what_arrives_directly(

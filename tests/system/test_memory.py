@@ -43,6 +43,7 @@ LOADS = {
 }
 
 
+@pytest.mark.requirement("small box")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("load", LOADS)
 def test_memory_stays_within_150_mb(load: str, tmp_path: Path) -> None:

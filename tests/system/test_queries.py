@@ -30,6 +30,7 @@ def filled(kind: str, folder: Path) -> Iterator[tuple[Destination, list[objects.
         yield destination, instances
 
 
+@pytest.mark.requirement("conformance: read-back")
 @pytest.mark.parametrize("kind", ["dcmqrscp", "orthanc"])
 def test_series_of_a_real_archive(tmp_path: Path, kind: str) -> None:
     study = objects.uid("study", "query", 1)

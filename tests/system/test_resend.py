@@ -13,6 +13,7 @@ from tests.support.scu import Patient, Scanner, contexts_of, send_all
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
+@pytest.mark.requirement("conformance: duplicates")
 @pytest.mark.requirement("I9")
 def test_a_resend_reaches_a_pacs_that_lost_the_study(tmp_path: Path) -> None:
     study = objects.ct_study(20, "lost", side=128)
@@ -69,6 +70,7 @@ def test_parallel_resends_by_two_receivers_end_in_an_exact_balance(tmp_path: Pat
         assert balance["discrepancies"] == []
 
 
+@pytest.mark.requirement("conformance: duplicates")
 def test_a_different_called_title_is_routed_afresh(tmp_path: Path) -> None:
     """The same objects to another title go to that title's destination as well."""
     study = objects.ct_study(5, "titles", side=64)

@@ -28,6 +28,7 @@ def damage(path: Path) -> None:
 
 # --- list and show -------------------------------------------------------------------------------------------------------
 
+@pytest.mark.requirement("Goal 4")
 def test_studies_are_found_by_what_people_know(site: CliSite) -> None:
     site.fill([b"one", b"two"], name="M\u00fcller^Eva", patient="4711", accession="ACC9")
     for criterion in (["--patient", "4711"], ["--patient", "muller"], ["--accession", "acc9"], ["--study", STUDY],
@@ -98,6 +99,7 @@ def test_status_shows_no_patient_unless_asked(site: CliSite) -> None:
     assert "DOE^JANE" in named and "4711" in named
 
 
+@pytest.mark.requirement("Goal 4")
 def test_everything_about_an_object(site: CliSite) -> None:
     one = site.fill([b"one"])[0]
     site("hold", f"{one.number:x}", "--reason", "wrong patient", "--destination", "second")

@@ -129,6 +129,7 @@ def test_status_of_no_days_is_at_once(box: Box) -> None:
 # --- by evidence ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("I4")
 def test_found_is_confirmed_with_its_evidence(box: Box) -> None:
     custody, proof = box.sent(), Said()
     watch = by_evidence(box, proof)
@@ -196,6 +197,7 @@ def test_a_destination_that_cannot_be_asked_says_nothing(box: Box) -> None:
     assert watch.alarms() == []
 
 
+@pytest.mark.requirement("I4")
 def test_what_cannot_be_proved_stays_sent(box: Box) -> None:
     custody, proof = box.sent(), Said(Verdict.UNKNOWN)
     watch = by_evidence(box, proof)
@@ -295,6 +297,7 @@ def queried(box: Box, archive: QueryArchive) -> QueryProof:
     return QueryProof(box.destination, Confirmer(box.spool, box.ledger, box.clock, Config)._locate)
 
 
+@pytest.mark.requirement("conformance: read-back")
 def test_one_query_for_each_series(box: Box, archive: QueryArchive) -> None:
     proof = queried(box, archive)
     custodies = [box.sent(b"1.2.3.%d" % i) for i in range(6)]

@@ -229,6 +229,8 @@ def success_before_the_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(late, "finish", pool.shutdown, raising=False)
 
 
+@pytest.mark.requirement("hazard: the quick way to a lying test")
+@pytest.mark.requirement("hazard: directory sync")
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", [no_sync_of_objects, no_sync_of_the_ledger, success_before_the_sync])
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
@@ -242,6 +244,7 @@ def test_a_missing_sync_is_found(work: Path, kind: str, mistake: Callable[[pytes
     assert list(losses(run, work, 96, first_only=True)) != []
 
 
+@pytest.mark.requirement("hazard: the quick way to a lying test")
 def test_the_sampler_keeps_what_was_flushed_and_nothing_else(work: Path) -> None:
     """Of three files, one synced, one synced and changed after it, one not synced: the states differ as they should."""
     def three(run: Run) -> None:

@@ -61,6 +61,9 @@ def bench(tmp_path: Path, peer: DicomPeer | int, **settings: object) -> Iterator
         made.transport.close()
 
 
+@pytest.mark.requirement("conformance: data sets as received")
+@pytest.mark.requirement("hazard: bytes, not objects")
+@pytest.mark.requirement("I3")
 def test_a_batch_goes_out_verbatim_on_one_association_that_is_kept(tmp_path: Path):
     with dicom_peer(serving()) as peer, bench(tmp_path, peer) as b:
         first = [b.held.keep(bytes([n]) * size) for n, size in enumerate((0, 1, 16377, 16378, 16379, 500_000), 1)]
@@ -75,6 +78,7 @@ def test_a_batch_goes_out_verbatim_on_one_association_that_is_kept(tmp_path: Pat
         assert [s.command.sop_instance for s in peer.stored] == [q.sop_instance for q in (*first, second)]
 
 
+@pytest.mark.requirement("conformance: contexts proposed")
 @pytest.mark.requirement("hazard: proposing all 170 storage classes × 45 syntaxes")
 def test_exactly_what_the_batch_needs_is_proposed(tmp_path: Path):
     with dicom_peer(serving()) as peer, bench(tmp_path, peer) as b:
@@ -97,6 +101,7 @@ def test_more_than_128_contexts_need_more_associations(tmp_path: Path):
         assert [len(r.contexts) for r in peer.requests] == [128, 2]
 
 
+@pytest.mark.requirement("conformance: a blank title")
 def test_titles_are_the_scanners_where_none_are_set_and_objects_are_grouped_by_them(tmp_path: Path):
     with dicom_peer(serving()) as peer, bench(tmp_path, peer, called="", calling="") as b:
         one, two, three, blank = (b.held.keep(b"1", calling="CT1", called="A"), b.held.keep(b"2", calling="CT2", called="A"),

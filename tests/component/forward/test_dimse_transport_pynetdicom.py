@@ -58,6 +58,8 @@ def send(sender: DimseTransport, *batch: object) -> list[Outcome]:
     return outcomes
 
 
+@pytest.mark.requirement("conformance: data sets as received")
+@pytest.mark.requirement("I3")
 @pytest.mark.parametrize("max_pdu", [0, 128, 16382, 1 << 20])
 def test_objects_arrive_byte_for_byte(tmp_path: Path, max_pdu: int):
     held = Held(tmp_path / "held")
@@ -105,6 +107,7 @@ def test_too_many_associations_is_for_the_moment(tmp_path: Path):
         first.close()
 
 
+@pytest.mark.requirement("conformance: contexts proposed")
 def test_re_encoded_on_the_way(tmp_path: Path):
     held = Held(tmp_path / "held")
     with scp(syntaxes=(uids.IMPLICIT_LE,)) as (port, arrived):

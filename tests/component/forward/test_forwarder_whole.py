@@ -41,6 +41,8 @@ def run() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.requirement("conformance: data sets as received")
+@pytest.mark.requirement("I3")
 @pytest.mark.requirement("I9")
 def test_every_object_reaches_where_its_rule_says_byte_for_byte(tmp_path: Path, run: Path) -> None:
     spool = Spool.init(tmp_path / "spool", clock=SystemClock())

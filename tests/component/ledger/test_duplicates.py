@@ -54,6 +54,7 @@ def test_a_twin_covers_in_whatever_way_it_was_not_sent(bench: Bench, state: str)
     assert bench.delivery(bench.take("1.2", "x")) == "covered"
 
 
+@pytest.mark.requirement("conformance: duplicates")
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_a_resend_of_what_was_sent_is_sent_again(bench: Bench, confirmed: bool) -> None:
     first = bench.take("1.2", "x")
@@ -185,6 +186,7 @@ def test_where_the_twin_is_a_duplicate_itself_both_rely_on_the_same_one(bench: B
 
 # --- same UID, other content ----------------------------------------------------------------------------------------------
 
+@pytest.mark.requirement("conformance: duplicates")
 def test_a_conflict_is_flagged_and_delivered_in_order_of_arrival(bench: Bench) -> None:
     first = bench.take("1.2", "x")
     second = bench.take("1.2", "y")

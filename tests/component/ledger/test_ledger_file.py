@@ -34,6 +34,7 @@ def edit(path: Path, sql: str, *values: object) -> None:
 
 # --- opening -------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.requirement("hazard: SQLite with the WAL-reset bug")
 @pytest.mark.parametrize(("found", "good"), [("3.51.2", False), ("3.40.1", False), ("3.51.3", True), ("4.0", True)])
 def test_an_sqlite_with_the_wal_reset_bug_is_refused(found: str, good: bool) -> None:
     if good:
@@ -47,6 +48,7 @@ def test_ours_is_good() -> None:
     schema.check_sqlite()
 
 
+@pytest.mark.requirement("hazard: ledger is FULL")
 def test_durable_settings(bench: Bench) -> None:
     def pragmas(ledger: Ledger) -> list[object]:
         return [ledger._db.execute(f"PRAGMA {name}").get for name in ("journal_mode", "synchronous", "wal_autocheckpoint")]
@@ -184,6 +186,7 @@ TAMPERED = {
 }
 
 
+@pytest.mark.requirement("chain of events")
 @pytest.mark.parametrize("how", TAMPERED)
 def test_a_tampered_chain_shows(bench: Bench, how: str) -> None:
     bench.send(bench.take())
@@ -196,6 +199,7 @@ def test_a_tampered_chain_shows(bench: Bench, how: str) -> None:
     assert text in str(report.breaks)
 
 
+@pytest.mark.requirement("chain of events")
 def test_a_ledger_rolled_back_as_a_whole_shows_against_a_witness(bench: Bench) -> None:
     bench.take()
     bench.ledger.checkpoint()
@@ -307,6 +311,7 @@ def test_the_keeper_checkpoints(bench: Bench) -> None:
 
 # --- rebuilt from the objects --------------------------------------------------------------------------------------------
 
+@pytest.mark.requirement("lost ledger")
 def test_a_lost_ledger_is_made_again_from_the_objects(tmp_path: Path) -> None:
     old = Bench(tmp_path)
     assert isinstance(old.clock, ManualClock)

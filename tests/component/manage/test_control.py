@@ -85,6 +85,7 @@ def test_a_verb_is_answered_and_knows_who_asked(server: ControlServer, run: Path
     assert Remote(run).call("echo", by="mallory", numbers=["1"]) == {"by": ME, "args": {"by": "mallory", "numbers": ["1"]}}
 
 
+@pytest.mark.requirement("hazard: unauthenticated defaults")
 @pytest.mark.requirement("who asks is taken from the socket, never from an argument")
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
 @pytest.mark.parametrize("uid", [65534, 3_000_000_001])

@@ -15,6 +15,7 @@ from appliance.net import kick, sockets
 from tests.support.waiting import free_port, wait_until
 
 
+@pytest.mark.requirement("hazard: Nagle")
 def test_connect_and_what_the_socket_is_set_to():
     with sockets.listen("127.0.0.1", 0) as listener:
         with pytest.raises(BlockingIOError):
@@ -105,6 +106,7 @@ def test_connect_has_a_deadline_and_can_be_given_up():
         sock.close()
 
 
+@pytest.mark.requirement("hazard: a resolver that does not answer")
 def test_a_resolver_that_does_not_answer_does_not_keep_us(monkeypatch: pytest.MonkeyPatch):
     release = threading.Event()
     asked: list[str] = []

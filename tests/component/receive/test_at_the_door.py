@@ -43,6 +43,7 @@ def knocks(box: Box, count: int = 1) -> list[Knock]:
         return wait_until(lambda: found if len(found := ledger.knocks()) >= count else [], 10, "knocks")
 
 
+@pytest.mark.requirement("conformance: titles")
 def test_a_known_peer_comes_in_by_any_of_our_titles_and_leaves_no_note(strict: Box):
     assert ask(strict.port, STORE, calling="CT1", called="DCMGATE") is None
     assert ask(strict.port, STORE, calling="CT1", called="STORE2") is None
@@ -52,6 +53,7 @@ def test_a_known_peer_comes_in_by_any_of_our_titles_and_leaves_no_note(strict: B
         assert ledger.knocks() == []
 
 
+@pytest.mark.requirement("conformance: titles")
 @pytest.mark.parametrize(("source", "calling", "answer"), [
     ("127.0.1.77", "CT1", None), ("127.0.3.1", "CT1", CALLING_NOT_RECOGNISED), ("127.0.2.2", "", None),
     ("127.0.0.1", "", CALLING_NOT_RECOGNISED), ("127.0.0.1", "BAD", CALLING_NOT_RECOGNISED), ("127.9.9.9", "NEW", None)])
@@ -59,6 +61,9 @@ def test_title_and_address_belong_together(strict: Box, source: str, calling: st
     assert ask(strict.port, STORE, calling=calling, source=source) == answer
 
 
+@pytest.mark.requirement("hazard: unauthenticated defaults")
+@pytest.mark.requirement("conformance: unknown peers")
+@pytest.mark.requirement("conformance: rejections")
 def test_an_unknown_peer_is_refused_and_the_near_miss_named(strict: Box):
     assert ask(strict.port, STORE, calling="ct1") == CALLING_NOT_RECOGNISED
     knock, = knocks(strict)
@@ -68,6 +73,7 @@ def test_an_unknown_peer_is_refused_and_the_near_miss_named(strict: Box):
     assert "proposes 1 storage contexts, Verification" in knock.text
 
 
+@pytest.mark.requirement("conformance: rejections")
 def test_a_wrong_called_title_is_refused_and_the_near_miss_named(strict: Box):
     assert ask(strict.port, STORE, calling="CT1", called="DCM GATE") == CALLED_NOT_RECOGNISED
     knock, = knocks(strict)
@@ -87,6 +93,7 @@ def test_who_knocks_again_is_counted_and_many_are_bounded(strict: Box):
         assert len(ledger.knocks(10_000)) <= 1024
 
 
+@pytest.mark.requirement("conformance: unknown peers")
 def test_unknown_peers_are_held_where_the_listener_says_so(tmp_path: Path):
     report = objects.sr(1)
     with receiving(tmp_path, config(HOLDING, peers=PEERS)) as box:
@@ -121,6 +128,7 @@ def test_the_custody_record_says_where_an_object_came_from(strict: Box):
     assert source.implementation == "DCMGATE_TESTS"
 
 
+@pytest.mark.requirement("conformance: titles")
 def test_a_range_of_ports_and_several_listeners(tmp_path: Path):
     ports = tuple(free_port() for _ in range(3))
     first = Listener(id="range", address="127.0.0.1", ports=ports, unknown="admit")
@@ -163,6 +171,8 @@ def test_a_new_configuration_opens_and_closes_ports_and_leaves_the_rest_alone(tm
         echo(stays)
 
 
+@pytest.mark.requirement("conformance: association policies")
+@pytest.mark.requirement("conformance: rejections")
 @pytest.mark.requirement("hazard: own counters per address")
 def test_more_associations_than_allowed_are_rejected_as_transient(tmp_path: Path):
     tight = Listener(id="lan", address="127.0.0.1", ports=(0,), unknown="admit", max_associations=3, max_per_address=2)
@@ -200,6 +210,9 @@ def test_every_place_is_given_back(tmp_path: Path):
                 scanner.release()
 
 
+@pytest.mark.requirement("space")
+@pytest.mark.requirement("conformance: rejections")
+@pytest.mark.requirement("conformance: verification")
 @pytest.mark.requirement("I1")
 def test_the_states_of_the_space_as_a_scanner_sees_them(tmp_path: Path):
     peers = (Peer(id="trauma", titles=("TRAUMA",), priority="trauma"),)
@@ -231,6 +244,8 @@ def test_the_states_of_the_space_as_a_scanner_sees_them(tmp_path: Path):
 PRIVATE_SYNTAX = "1.2.826.0.1.3680043.9.9999.1"
 
 
+@pytest.mark.requirement("conformance: storage classes")
+@pytest.mark.requirement("conformance: presentation contexts")
 @pytest.mark.parametrize(("sop_class", "syntax"), [
     (objects.PRIVATE, objects.EXPLICIT), (objects.SR, PRIVATE_SYNTAX), ("1.2.840.10008.5.1.4.1.1.6", IMPLICIT),
     (objects.CT, objects.BIG), (objects.CT, "1.2.840.10008.1.2.4.90")],
@@ -245,6 +260,8 @@ def test_every_storage_class_and_every_syntax_is_taken(tmp_path: Path, sop_class
         assert data == b"".join(bytes(part) for part in odd.parts)
 
 
+@pytest.mark.requirement("hazard: crafted query")
+@pytest.mark.requirement("conformance: storage classes")
 def test_services_that_are_not_served_are_not_accepted(tmp_path: Path):
     find = "1.2.840.10008.5.1.4.1.2.2.1"
     with receiving(tmp_path) as box, Scanner(box.port, [(find, IMPLICIT), *STORE]) as scanner:

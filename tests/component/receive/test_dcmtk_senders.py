@@ -16,6 +16,8 @@ CORPUS = [objects.ct(1), objects.ct(2, side=64), objects.sr(1), objects.private(
           objects.implicit(), objects.encapsulated()]
 
 
+@pytest.mark.requirement("conformance: storage classes")
+@pytest.mark.requirement("I3")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("as_shipped", [False, True], ids=["no-delay", "as-shipped"])
 def test_what_storescu_and_dcmsend_send_is_taken(tmp_path: Path, workers: int, as_shipped: bool):
@@ -31,6 +33,7 @@ def test_what_storescu_and_dcmsend_send_is_taken(tmp_path: Path, workers: int, a
         assert sorted(c.uid_text for c, _ in box.held()) == sorted(2 * [i.sop_instance for i in CORPUS])
 
 
+@pytest.mark.requirement("conformance: verification")
 def test_echoscu_is_answered_and_hears_why_it_is_not(tmp_path: Path):
     from appliance.config.settings import Listener
     from tests.support.acceptor import config

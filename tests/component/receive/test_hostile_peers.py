@@ -115,6 +115,7 @@ def test_beyond_the_cap_of_an_address_its_oldest_silent_connection_has_to_go(tmp
         assert flood[-1].recv(1) == b"\x02"
 
 
+@pytest.mark.requirement("conformance: deadlines")
 @pytest.mark.requirement("hazard: silent socket")
 def test_a_silent_connection_is_closed_at_the_deadline(box: Box):
     with echoing(box.port), connect(box.port) as sock:
@@ -153,6 +154,7 @@ def test_one_address_full_of_silence_leaves_others_theirs(tmp_path: Path):
 # --- slowness ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("conformance: deadlines")
 @pytest.mark.requirement("hazard: incomplete PDU header")
 def test_three_bytes_of_a_header_cost_no_thread_and_end_at_the_deadline(box: Box):
     threads = threading.active_count()
@@ -344,6 +346,7 @@ def test_pipelined_requests_are_answered_in_order_and_never_piled_up(patient_box
     assert {custody.uid_text for custody, _ in patient_box.held()} == {report.sop_instance for report in reports}
 
 
+@pytest.mark.requirement("conformance: association policies")
 @pytest.mark.requirement("hazard: advertised PDU bounded")
 def test_the_advertised_pdu_is_bounded(tmp_path: Path):
     small = Listener(id="small", address="127.0.0.1", ports=(0,), unknown="admit", max_pdu=16384)
@@ -582,6 +585,7 @@ NESTED = struct.pack("<HHL", 0x0040, 0xA730, 0xFFFFFFFF) + (
     struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHL", 0x0040, 0xA730, 0xFFFFFFFF)) * 2000
 
 
+@pytest.mark.requirement("I8")
 @pytest.mark.requirement("hazard: decompression bomb")
 @pytest.mark.parametrize(("syntax", "content"), [
     (objects.DEFLATED, bomb()), (IMPLICIT, NESTED), (EXPLICIT, b"MZ no DICOM at all")], ids=["deflated", "nested", "nonsense"])

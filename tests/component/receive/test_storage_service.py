@@ -51,6 +51,7 @@ def pdata(context: int, control: int, body: bytes) -> bytes:
     return struct.pack(">BxLLBB", 4, len(body) + 6, len(body) + 2, context, control) + body
 
 
+@pytest.mark.requirement("conformance: statuses")
 @pytest.mark.requirement("I1")
 @pytest.mark.parametrize(("call", "size"), [("pwrite", 20_000), ("fdatasync", 20_000), ("pwrite", 2_500_000),
                                             ("fdatasync", 2_500_000), ("ftruncate", 2_500_000)])
@@ -160,6 +161,7 @@ def test_a_disk_that_hangs_is_answered_for_in_time(tmp_path: Path, monkeypatch: 
             assert again.store(REPORT) == 0
 
 
+@pytest.mark.requirement("I1")
 def test_the_product_answers_for_the_disk_within_25_seconds_of_the_last_byte():
     limits = Limits()
     assert limits.store + 2 * limits.scan < 25
@@ -181,6 +183,7 @@ def test_errors_of_the_handler_are_mapped_on_purpose(box: Box, monkeypatch: pyte
         assert scanner.store(REPORT) == 0
 
 
+@pytest.mark.requirement("conformance: statuses")
 @pytest.mark.requirement("hazard: handler raises")
 def test_a_handler_that_raises_what_nobody_expected_is_a_failure_and_an_abort(box: Box, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object) -> None:
@@ -226,6 +229,7 @@ def test_a_refused_data_set_without_end_is_not_read_for_ever(tmp_path: Path, mon
         wait_until(box.quiet, 10, "ended")
 
 
+@pytest.mark.requirement("conformance: statuses")
 def test_operations_that_a_service_does_not_know_get_a_status(box: Box):
     find = store_command(7, REPORT.sop_class, REPORT.sop_instance).replace(
         b"\x00\x01\x02\0\0\0\x01\0", b"\x00\x01\x02\0\0\0\x20\0")
@@ -272,6 +276,7 @@ def test_what_is_no_request_ends_the_association(box: Box, elements: tuple[tuple
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.requirement("I3")
 @pytest.mark.parametrize("chunk", [1, 7, 1460, 16384, 131066])
 def test_any_fragmentation_arrives_byte_for_byte(box: Box, chunk: int):
     instance = objects.sr(3) if chunk < 100 else objects.ct(3)
@@ -293,6 +298,7 @@ def test_an_empty_data_set_is_an_object_too(box: Box):
     assert (custody.length, data) == (0, b"")
 
 
+@pytest.mark.requirement("conformance: deadlines")
 def test_an_idle_association_is_ended_after_its_peers_limit(tmp_path: Path):
     peers = (Peer(id="short", titles=("SHORT",), idle_seconds=1),)
     with receiving(tmp_path, config(peers=peers)) as box, session(box.port) as other, Scanner(
@@ -325,6 +331,7 @@ def test_stopping_ends_idle_associations_and_lets_an_object_finish(tmp_path: Pat
             scanner.close()
 
 
+@pytest.mark.requirement("hazard: Nagle")
 def test_nagle_on_the_other_side_is_not_waited_for(box: Box):
     """As DCMTK ships: header and body in two writes, Nagle on. The first is acknowledged at once, so the second comes."""
     scanner = associated(box.port, REPORT)

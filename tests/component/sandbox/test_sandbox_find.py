@@ -36,6 +36,7 @@ def whom(archive: QueryArchive) -> Archive:
     return Archive("127.0.0.1", archive.port, "ARCHIVE", "DCMGATE", connect_seconds=10.0, progress_seconds=10.0)
 
 
+@pytest.mark.requirement("conformance: read-back")
 def test_series_and_single_instances(archive: QueryArchive, finder: Finder) -> None:
     for i in range(300):
         archive.put("1.2", "1.2.1", f"1.2.1.{i}")

@@ -300,6 +300,7 @@ def test_the_accepting_thread_makes_and_syncs_no_names(spool: Spool, monkeypatch
     assert writes.names(me) == ["fdatasync"] * 100
 
 
+@pytest.mark.requirement("hazard: directory sync")
 def test_a_folder_is_synced_before_its_slots_are_used(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     watched = FaultyOs()
@@ -319,6 +320,7 @@ def test_a_folder_is_synced_before_its_slots_are_used(spool: Spool, monkeypatch:
     assert order[-1] == "ready" and order[-2] == "fsync" and "open" in order
 
 
+@pytest.mark.requirement("I2")
 def test_numbers_are_granted_before_their_files_exist(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     watched = FaultyOs()

@@ -262,6 +262,7 @@ def test_an_owner_that_another_just_took_is_left_to_it(spool: Spool, ledger: Led
     assert ledger.counts().open == 1
 
 
+@pytest.mark.requirement("hazard: directory sync")
 def test_the_name_of_what_is_adopted_is_synced_before_its_row(spool: Spool, ledger: Ledger, patch: pytest.MonkeyPatch) -> None:
     left_behind(spool, ledger, whole(1))
     order: list[str] = []

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.system, pytest.mark.skipif(shutil.which("dcmdump") is 
 DATA_SET = b"\x10\x00\x20\x00LO\x04\x00P123"
 
 
+@pytest.mark.requirement("conformance: Part 10")
 @pytest.mark.parametrize("instance", [b"1.2.826.0.1.3680043.2.1", b"../../etc/passwd", b"\xff" * 100])
 def test_dcmdump_reads_the_head_and_the_data_set(tmp_path: Path, instance: bytes) -> None:
     source = Source(calling="CT1", called="DCMGATE", address="2001:db8::7", port=11112, listener="l")

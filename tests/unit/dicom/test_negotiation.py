@@ -47,6 +47,7 @@ def test_what_is_no_uid_is_not_storage(text: str):
 J2K, RLE, PRIVATE = uids.JPEG_2000_LOSSLESS, uids.RLE_LOSSLESS, "1.2.840.113619.5.2"
 
 
+@pytest.mark.requirement("conformance: presentation contexts")
 @pytest.mark.parametrize(("proposed", "chosen"), [
     ((uids.IMPLICIT_LE, RLE, uids.EXPLICIT_LE), uids.EXPLICIT_LE),
     ((uids.IMPLICIT_LE, RLE, J2K), RLE),
@@ -68,6 +69,7 @@ def test_every_known_syntax_is_taken_where_it_is_the_only_one():
         assert negotiation.storage_preference((syntax,)) == syntax
 
 
+@pytest.mark.requirement("conformance: presentation contexts")
 def test_each_context_is_answered():
     request = pdu.decode(1, raw.ASSOCIATE_RQ[6:])
     assert isinstance(request, pdu.AssociateRequest)

@@ -45,6 +45,7 @@ def test_any_custody_comes_back_whole(custody: Custody) -> None:
     assert part10.parse_head(head) == custody
 
 
+@pytest.mark.requirement("conformance: Part 10")
 @given(custodies)
 def test_any_head_is_read_by_pydicom(custody: Custody) -> None:
     ds = pydicom.dcmread(io.BytesIO(part10.build_head(custody)), force=False)
@@ -80,6 +81,7 @@ def test_bad_uid_gets_a_placeholder_and_is_kept_as_received(uid: bytes) -> None:
     assert part10.parse_head(head) == custody
 
 
+@pytest.mark.requirement("conformance: Part 10")
 @pytest.mark.requirement("CVE-2019-11687")
 def test_preamble_is_zero_whatever_the_peer_said() -> None:
     head = part10.build_head(replace(CUSTODY, sop_instance=b"MZ\x90\x00", source=replace(SOURCE, raw_calling=b"MZ" * 8)))

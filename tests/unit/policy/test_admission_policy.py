@@ -68,6 +68,7 @@ def test_a_peer_of_another_listener_is_told_so() -> None:
     assert "may only use other" in answer.text
 
 
+@pytest.mark.requirement("conformance: unknown peers")
 def test_unknown_peers_are_refused_held_or_admitted_as_the_listener_says() -> None:
     verdicts = [ask("WHO", address="192.0.2.9", listener=Listener(id="a", unknown=unknown)).verdict
                 for unknown in ("refuse", "hold", "admit")]
@@ -88,6 +89,7 @@ def test_a_person_may_admit_a_title_at_an_address() -> None:
     assert ask("new", address="192.0.2.4", admitted={("NEW", "192.0.2.4")}).verdict is Verdict.REJECT
 
 
+@pytest.mark.requirement("conformance: titles")
 def test_blank_titles_are_admitted_only_where_said() -> None:
     blank = Peer(id="old", titles=("",), addresses=("10.0.0.7",))
     assert ask("    ", address="10.0.0.7", peers=(blank,)).verdict is Verdict.ACCEPT
@@ -125,6 +127,7 @@ def test_any_association_gets_an_answer_in_printable_ascii_or_quotes_ours(callin
     assert answer.text.isprintable()
 
 
+@pytest.mark.requirement("conformance: unknown peers")
 @given(titles, st.ip_addresses().map(str))
 def test_a_title_alone_or_an_address_alone_never_comes_in(calling: str, address: str) -> None:
     answer = ask(calling, address=address)
