@@ -31,6 +31,7 @@ MAX_VALUE = 1024
 UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SPECIFIC_CHARACTER_SET = 0x00080005
+PIXEL_REPRESENTATION = 0x00280103
 
 _IMPLICIT_PRIVATE = "1.2.840.113619.5.2"     # GE: only its pixel data are big-endian
 
@@ -121,13 +122,14 @@ def read_tags(source: bytes | bytearray | memoryview | Read, syntax: str, wanted
     read = source if callable(source) else reader(source)
     try:
         layout = _found_layout(read(0, 8), layout_of(syntax))
-        found = collect(read, 0, layout, wanted | {SPECIFIC_CHARACTER_SET}, max(wanted, default=0), vr_of)
+        found = collect(read, 0, layout, wanted | {SPECIFIC_CHARACTER_SET, PIXEL_REPRESENTATION}, max(wanted, default=0), vr_of)
     except struct.error:
         raise FormatError("the data set ends within an element") from None
     codec = charset.codec(found.get(SPECIFIC_CHARACTER_SET, (b"", ""))[0])
+    signed = found.get(PIXEL_REPRESENTATION, (b"", ""))[0][:2] not in (b"", b"\0\0")
     values = {}
     for tag, (raw, vr) in found.items():
-        text = _text(raw, vr, codec, layout.order) if tag in wanted else None
+        text = _text(raw, vr, codec, layout.order, signed) if tag in wanted else None
         if text is not None:
             values[tag] = text[:MAX_VALUE]
     return values
@@ -236,12 +238,12 @@ def _skip(read: Read, data: bytes, base: int, at: int, layout: Layout, count: in
     return data, base, at, count
 
 
-def _text(raw: bytes, vr: str, codec: str, order: str) -> str | None:
-    """A value as text; None for bulk data and sequences."""
+def _text(raw: bytes, vr: str, codec: str, order: str, signed: bool) -> str | None:
+    """A value as text; None for bulk data and sequences. `signed`: what Pixel Representation says of ambiguous numbers."""
     if vr in _BINARY:
         return None
     if " or " in vr:
-        vr = vr[:2]
+        vr = "SS" if signed and "SS" in vr else vr[:2]
         if vr not in _NUMBERS:
             return None
     code = _NUMBERS.get(vr)

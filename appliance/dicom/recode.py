@@ -20,6 +20,7 @@ from appliance.dicom.elements import (
     ITEM_END,
     LONG,
     MAX_DEPTH,
+    PIXEL_REPRESENTATION,
     SEQUENCE_END,
     SHORT,
     UNDEFINED,
@@ -38,7 +39,6 @@ CHUNK = 131072
 """Bytes of one piece of output, about, and of one read."""
 
 PIXEL_DATA = 0x7FE00010
-PIXEL_REPRESENTATION = 0x00280103
 LUT_DESCRIPTOR = 0x00283002
 
 _SHORT_HEAD = Struct("<HH2sH")
