@@ -149,6 +149,28 @@ def test_an_object_is_as_far_as_its_least_advanced_required_destination(bench: B
     assert bench.state(number) == "confirmed" and bench.complete(number)
 
 
+@pytest.mark.requirement("I2")
+@pytest.mark.parametrize("done_elsewhere", [False, True])
+@pytest.mark.parametrize("how", ["held", "parked", "deferred"])
+def test_what_no_destination_has_is_not_done(bench: Bench, how: str, done_elsewhere: bool) -> None:
+    """Nor is what one destination has, and another one that is required has not."""
+    number = bench.take("", "", *(["pacs", "other"] if done_elsewhere else ["pacs"]))
+    if done_elsewhere:
+        bench.send(number, "other")
+        bench.confirm(number, "other")
+    if how == "held":
+        bench.ledger.hold([number], "anna", "look first", "pacs")
+    else:
+        decision = Parking("five tries") if how == "parked" else Deferral(5 * SECOND)
+        assert bench.ledger.claim("pacs", [number]) == [number]
+        bench.ledger.outcomes("pacs", [Outcome(number, Fault.OBJECT, 0xC000, "no")], {number: decision})
+    assert bench.delivery(number) == how
+    assert bench.state(number) == "waiting" and not bench.complete(number)
+    counts = bench.ledger.counts()
+    assert counts.states[ObjectState.WAITING] == 1 and counts.states[ObjectState.CONFIRMED] == 0
+    assert bench.ledger.retirable(bench.ledger.powered_on() + 1, 0) == []
+
+
 # --- persons -------------------------------------------------------------------------------------------------------------
 
 def test_a_removed_destinations_queue_goes_where_a_person_says(bench: Bench) -> None:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from appliance.clock import SECOND, ManualClock
 from appliance.config.settings import Destination
 from appliance.model import DeliveryState, Fault, Outcome, Priority, Source
+from appliance.policy.decisions import object_state
 from appliance.spool.derived import ORDER, UNSENT
 from appliance.spool.keeping import TICK_NS
 from appliance.spool.ledger import Ledger
@@ -233,6 +234,25 @@ class Verbs(RuleBasedStateMachine):
                 assert proof, f"{number} went, but {d.destination} never confirmed it"
 
     @invariant()
+    def nothing_is_called_done_that_is_not(self) -> None:
+        """I2: an object stands where the pure core says, at its least advanced required destination."""
+        if not hasattr(self, "ledger"):
+            return
+        for number in self.numbers:
+            row = self.ledger.object(number)
+            assert row is not None
+            if row.state in ("retired", "quarantined", "discarded"):
+                continue
+            deliveries = self.ledger.deliveries(number)
+            counted = [d for d in deliveries if d.required] or deliveries
+            said = object_state((d.state, d.required) for d in deliveries)
+            # Of what a twin covers the core alone cannot say whether it is there.
+            if any(d.state == DeliveryState.COVERED and d.confirmed_on is None for d in counted):
+                assert row.state in ("waiting", "duplicate")
+            else:
+                assert row.state == said, f"{number} is {row.state}: {[(d.destination, d.state) for d in deliveries]}"
+
+    @invariant()
     def nothing_is_forgotten(self) -> None:
         """What a duplicate relies on is still on its way, and what waits behind another waits for somebody."""
         if not hasattr(self, "ledger"):
@@ -261,7 +281,7 @@ class Verbs(RuleBasedStateMachine):
 
 
 CHECKS = (Verbs.events_make_the_same_tables, Verbs.balanced, Verbs.queues_are_counted, Verbs.nothing_undelivered_goes,
-          Verbs.nothing_is_forgotten)
+          Verbs.nothing_is_called_done_that_is_not, Verbs.nothing_is_forgotten)
 ENDS = ["sent"] * 4 + ["defer", "park", "again", "leave", "unclaim"]
 
 
