@@ -34,7 +34,8 @@ kills: ## SIGKILL at random moments, ROUNDS=200 of them
 
 proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 for a sample in 10 minutes, ONLY="kills fuzz" for some
 	@.ci/setup dev peers
-	@status=0; $(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") $(PROOF) || status=$$?; \
+	@status=0; $(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") \
+	    $(if $(filter-out 0,$(REFRESH)),--refresh) $(PROOF) || status=$$?; \
 	$(PYTHON) -m tests.proof.trace || status=$${status/#0/1}; exit $$status
 
 trace: ## hazard, requirement, test and last result of `make test` and `make proof`, in build/trace.md

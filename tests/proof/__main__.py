@@ -1,6 +1,6 @@
 """The driver of the proof: every instrument in a process of its own, and what they found.
 
-    python -m tests.proof [--quick] [--only NAME]… [--seconds N] [--seed N] [--write FILE]
+    python -m tests.proof [--quick] [--only NAME]… [--seconds N] [--seed N] [--write FILE] [--refresh]
 
 Writes build/proof.json and build/proof.md. What an instrument keeps from run to
 run is in build/proof-state/<name>, its log in build/proof-state/<name>.log.
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.proof import code, instruments, report, runner
+from tests.proof import code, instruments, promise, report, runner
 from tests.proof.instruments import ROOT, Instrument
 from tests.proof.runner import Outcome, Plan
 
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = {one.name: one for one in found}
     proof = _merge(options, whole, outcomes, commit, version, time.monotonic() - began)
     report.write(proof, options.write)
+    if options.refresh:
+        promise.refresh(proof)
     _tell(proof, outcomes, options.write)
     return 0 if all(outcome.result == "holds" for outcome in outcomes) else 1
 
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=0, help="instruments at once; default: one for two cores")
     parser.add_argument("--limit", type=float, default=0.0, help="an instrument hangs after so long; default: by its seconds")
     parser.add_argument("--write", type=Path, default=ROOT / "build" / "proof.json", metavar="FILE", help="the report")
+    parser.add_argument("--refresh", action="store_true", help="also put the figures into the page of promises")
     parser.add_argument("--list", action="store_true", help="what there is")
     parser.add_argument("--package", type=Path, default=instruments.PACKAGE, help=argparse.SUPPRESS)
     return parser
