@@ -57,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commit, version = code.commit(), code.version()
     outcomes = _run(chosen, _plan(options, chosen, version), options.jobs)
     whole = {one.name: one for one in found}
-    proof = _merge(options, whole, outcomes, commit, version, time.monotonic() - began)
-    report.write(proof, options.write)
+    with report.locked(options.write):
+        proof = _merge(options, whole, outcomes, commit, version, time.monotonic() - began)
+        report.write(proof, options.write)
     if options.refresh:
         promise.refresh(proof)
     _tell(proof, outcomes, options.write)
@@ -87,12 +88,15 @@ def _jobs(wanted: int) -> tuple[int, int]:
     return jobs, max(1, cores // jobs)
 
 
+def quick_seconds(chosen: Sequence[Instrument], jobs: int) -> float:
+    """What each may take so that all are done in QUICK_TOTAL, with `jobs` of them at once where they can share the machine."""
+    alone = sum(1 for one in chosen if one.exclusive)
+    rounds = alone + -(-(len(chosen) - alone) // jobs)
+    return min(QUICK_MOST, QUICK_TOTAL / rounds)
+
+
 def _plan(options: argparse.Namespace, chosen: Sequence[Instrument], version: str) -> Plan:
-    seconds = options.seconds
-    if options.quick and not seconds:
-        alone = sum(1 for one in chosen if one.exclusive)
-        rounds = alone + -(-(len(chosen) - alone) // _jobs(options.jobs)[0])
-        seconds = min(QUICK_MOST, QUICK_TOTAL / rounds)
+    seconds = options.seconds or (quick_seconds(chosen, _jobs(options.jobs)[0]) if options.quick else 0.0)
     limit = options.limit or (0.0 if not seconds else seconds + 75 if options.quick else seconds * 1.5 + 600)
     state = (options.write.parent / "proof-state").resolve()
     # Two trees at once must not share it; sockets want short paths.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from pathlib import Path
 
 from tests.proof.instruments import ROOT
 
 
-def version() -> str:
+def version(root: Path = ROOT) -> str:
     """Of the product's modules and its locked dependencies; a page or a test that changes does not change it."""
     digest = hashlib.sha256()
-    for path in [*sorted((ROOT / "appliance").rglob("*.py")), ROOT / "requirements.lock"]:
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    for path in [*sorted((root / "appliance").rglob("*.py")), root / "requirements.lock"]:
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
