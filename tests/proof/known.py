@@ -12,7 +12,7 @@ from typing import Any
 from tests.proof.instruments import PACKAGE, ROOT
 
 _HAZARD = re.compile(r"(?:hazard|threat|CVE class): (.+)")
-_INVARIANT = re.compile(r"(I[1-9])\b")
+_INVARIANT = re.compile(r"(I[1-9]): .+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,20 @@ class Known:
             spellings.update({f"hazard: {name}": f"hazard: {name}" for name in hazard.names})
         return spellings
 
-    def resolve(self, marker: str) -> str:
-        """The name that a marker means; "" where it names nothing."""
-        if marker in self.names:
-            return self.names[marker]
-        hazard = _HAZARD.fullmatch(marker)
-        if hazard or f"hazard: {marker}" in self.names:
-            return self.names.get(f"hazard: {hazard[1] if hazard else marker}", "")
-        invariant = _INVARIANT.match(marker)
-        return self.names.get(invariant[1], "") if invariant and marker[2:3] == ":" else ""
+    @cached_property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """What a row of the hazards says is done → all its names."""
+        return {f"hazard: {hazard.does}": tuple(f"hazard: {name}" for name in hazard.names) for hazard in self.hazards}
+
+    def resolve(self, marker: str) -> tuple[str, ...]:
+        """The names that a marker means: one; all of a row of the hazards that it quotes; () where it names nothing."""
+        hazard, invariant = _HAZARD.fullmatch(marker), _INVARIANT.fullmatch(marker)
+        for spelled in (marker, f"hazard: {hazard[1] if hazard else marker}", invariant[1] if invariant else ""):
+            if spelled in self.names:
+                return (self.names[spelled],)
+            if spelled in self.rows:
+                return self.rows[spelled]
+        return ()
 
 
 def load(folder: Path = PACKAGE) -> Known:

@@ -25,7 +25,7 @@ def section(what: Known, found: Sequence[Instrument], proof: Mapping[str, Any]) 
     lines = [HEADING, "", *_when(proof), "", "| | what it means | instruments | last figure |", "| --- | --- | --- | --- |"]
     for one in what.requirements:
         if one.plain:
-            its = [i for i in found if one.name in map(what.resolve, i.requirements)]
+            its = [i for i in found if any(one.name in what.resolve(name) for name in i.requirements)]
             last = "; ".join(_headline(ran[i.name]) for i in its if i.name in ran) or "not run yet"
             lines.append(f"| {one.name} | {one.plain} | {', '.join(_words(i.name) for i in its)} | {last} |")
     lines += ["", "| instrument | what it does | result | tried |", "| --- | --- | --- | --- |"]

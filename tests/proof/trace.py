@@ -48,18 +48,20 @@ def trace(what: Known, tests: Iterable[MarkedTest], found: Iterable[Instrument])
     strays = []
     for test in tests:
         for spelled in dict.fromkeys(test.names):
-            name = what.resolve(spelled)
-            if not name:
+            names = what.resolve(spelled)
+            if not names:
                 strays.append(f"{test.node}: {spelled!r} names no requirement and no hazard")
-            elif test not in by_test.setdefault(name, []):
-                by_test[name].append(test)
+            for name in names:
+                if test not in by_test.setdefault(name, []):
+                    by_test[name].append(test)
     for instrument in found:
         for spelled in instrument.requirements:
-            name = what.resolve(spelled)
-            if not name:
+            names = what.resolve(spelled)
+            if not names:
                 strays.append(f"instrument {instrument.name}: {spelled!r} names no requirement and no hazard")
-            elif instrument not in by_instrument.setdefault(name, []):
-                by_instrument[name].append(instrument)
+            for name in names:
+                if instrument not in by_instrument.setdefault(name, []):
+                    by_instrument[name].append(instrument)
     return Trace(what, by_test, by_instrument, tuple(strays))
 
 

@@ -61,7 +61,11 @@ SMALL = Known((Requirement("I1", "design", "durable", also=("sync first",)), Req
     ("CVE class: slow socket", "hazard: slow socket"),
     ("I2", ""), ("I12", ""), ("hazard: I1", ""), ("hazard: silent", ""), ("conformance: b", ""), ("", "")])
 def test_what_a_marker_means(spelled: str, name: str):
-    assert SMALL.resolve(spelled) == name
+    assert SMALL.resolve(spelled) == ((name,) if name else ())
+
+
+def test_a_row_that_is_quoted_means_all_its_names():
+    assert SMALL.resolve("hazard: is silent") == ("hazard: silent socket", "hazard: slow socket")
 
 
 def _gaps(tests: list[MarkedTest], found: list[Instrument] | None = None, what: Known = SMALL) -> list[str]:
