@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from tests.support.cutting import HOW, PLACES, RESETTING, STALLED, Cut, Place, P
 from tests.support.gateway import Gateway, to_peer
 from tests.support.objects import Instance
 from tests.support.peers import Destination, Orthanc
-from tests.support.scu import Lost, Scanner, contexts_of
+from tests.support.scu import Lost, Patient, Scanner, contexts_of
 from tests.support.waiting import wait_until
 
 LANES = 4
@@ -195,3 +196,48 @@ def _insist(proxy: Proxy, cut: Cut, instance: Instance, journal: Journal, part: 
     if cut.left:
         part.fail(f"{cut}: the cut was never made, heard {heard}")
     proxy.cut = None
+
+
+def flap(folder: Path, part: Part, seconds: float) -> None:
+    """Both sides of the gateway are thrown out for a second, every other second, while scanners send without a pause."""
+    journal = Journal()
+    with ExitStack() as stack:
+        archive = stack.enter_context(peers.storescp(folder / "pacs", profile=False))
+        wan = stack.enter_context(Proxy(archive.port))
+        site = stack.enter_context(Gateway(folder / "site", [to_peer(archive, port=wan.port, progress_seconds=2.0)]))
+        site.start()
+        lan = stack.enter_context(Proxy(site.port))
+        over = threading.Event()
+        study = (objects.ct(number, "flap", side=256) for number in itertools.count(1))
+
+        def more() -> Instance | None:
+            if over.is_set():
+                return None
+            instance = next(study)
+            journal.offer(instance)
+            return instance
+
+        scanner = Patient(lan.port, more, contexts=contexts_of([objects.ct(0)]), timeout=5.0).start()
+        try:
+            end = time.monotonic() + seconds
+            for number in itertools.count():
+                if time.monotonic() > end:
+                    break
+                wan.set_down(number % 2 == 0)
+                part.count("flaps")
+                threading.Event().wait(0.5)
+                lan.set_down(number % 2 == 0)
+                threading.Event().wait(0.5)
+        finally:
+            wan.set_down(False)
+            lan.set_down(False)
+            over.set()
+            scanner.join()
+        known = {entry.instance: entry for entry in journal.offered}
+        for uid, _, _ in scanner.journal:
+            journal.acknowledge(known[uid])
+        site.wait_settled(60, accepted=len(journal))
+        assert site.stop() == 0
+        part.count("sent_again_by_flapping", len(archive.arrived()) - len(set(scanner.journal)))
+        part.judge(judge(journal, {"pacs": read_store(archive.folder)}, spool=site.spool,
+                         balance=site.json("balance", "--deep", status=None)), "flapping")

@@ -26,6 +26,16 @@ class Part:
         with self._lock:
             self.figures.counts[name] = value
 
+    def add(self, other: Figures) -> None:
+        """The figures of a part that ran elsewhere, and told of its failures itself."""
+        for name, value in other.counts.items():
+            self.count(name, value)
+        with self._lock:
+            for name in ("acknowledged", "lost", "altered", "unaccounted"):
+                setattr(self.figures, name, getattr(self.figures, name) + getattr(other, name))
+            self.figures.failures += other.failures
+            self.figures.notes += other.notes
+
     def note(self, text: str) -> None:
         with self._lock:
             self.figures.notes.append(text)

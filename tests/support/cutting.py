@@ -214,14 +214,14 @@ class Cut:
 
 
 class Proxy:
-    """`port` on 127.0.0.1 to another one. `cut` is the next break, if any; `down`: every connection is refused or reset."""
+    """`port` of this machine to another one. `cut` is the next break, if any; `down`: every connection is reset."""
 
-    def __init__(self, target: int, port: int = 0, target_address: str = "127.0.0.1") -> None:
-        self._target = (target_address, target)
+    def __init__(self, target: int, port: int = 0, address: str = "127.0.0.1") -> None:
+        self._target = ("127.0.0.1", target)
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)   # so that a window closes soon
-        self._listener.bind(("127.0.0.1", port))
+        self._listener.bind((address, port))
         self._listener.listen(32)
         self.port = int(self._listener.getsockname()[1])
         self.cut: Cut | None = None
