@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -55,8 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     began = time.monotonic()
     commit, version = code.commit(), code.version()
-    outcomes = _run(chosen, _plan(options, chosen, version), options.jobs)
+    plan = _plan(options, chosen, version)
+    outcomes = _run(chosen, plan, options.jobs)
     whole = {one.name: one for one in found}
+    for folder in (plan.scratch, plan.scratch.parent):
+        with suppress(OSError):  # another run's are in it
+            folder.rmdir()
     with report.locked(options.write):
         proof = _merge(options, whole, outcomes, commit, version, time.monotonic() - began)
         report.write(proof, options.write)
@@ -146,7 +151,8 @@ def _merge(options: argparse.Namespace, whole: dict[str, Instrument], outcomes: 
             "about": about.about, "requirements": list(about.requirements), "when": now, "commit": commit, "version": version,
             "seed": options.seed, "quick": options.quick, **outcome.as_json()}
     merged = dict(sorted(merged.items()))
-    wanting = report.wanting(merged, whole, version)
+    expected = {*whole, *(instruments.EXPECTED if options.package == instruments.PACKAGE else ())}
+    wanting = report.wanting(merged, expected, version)
     return {"format": 1, "holds": not wanting, "wanting": wanting, "totals": report.totals(merged), "quick": options.quick,
             "commit": commit, "version": version, "seed": options.seed, "ended": now, "seconds": round(seconds, 1),
             "machine": {"cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "machine": platform.machine(),

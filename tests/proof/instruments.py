@@ -10,6 +10,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).resolve().parent
 
+EXPECTED = ("bit_flips", "clocks", "full_disk", "fuzz", "hostile", "io_errors", "kills", "mutants", "network", "power_cuts",
+            "simulation", "soak")
+"""What the proof consists of: one that is not there any more is wanting, as one that did not run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instrument:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.proof import instruments, known, report
-from tests.proof.instruments import ROOT, Instrument
+from tests.proof.instruments import EXPECTED, ROOT, Instrument
 from tests.proof.known import Known
 
 PAGE = ROOT / "appliance" / "man" / "promise.md"
@@ -29,10 +29,11 @@ def section(what: Known, found: Sequence[Instrument], proof: Mapping[str, Any]) 
             last = "; ".join(_headline(ran[i.name]) for i in its if i.name in ran) or "not run yet"
             lines.append(f"| {one.name} | {one.plain} | {', '.join(_words(i.name) for i in its)} | {last} |")
     lines += ["", "| instrument | what it does | result | tried |", "| --- | --- | --- | --- |"]
-    for instrument in found:
-        figures = ran.get(instrument.name)
+    about = {**dict.fromkeys(EXPECTED, "**is not there**"), **{instrument.name: instrument.about for instrument in found}}
+    for name in sorted(about):
+        figures = ran.get(name)
         result, tried = (figures["result"], report.tried(figures)) if figures else ("not run yet", "")
-        lines.append(f"| {_words(instrument.name)} | {instrument.about} | {result} | {tried} |")
+        lines.append(f"| {_words(name)} | {about[name]} | {result} | {tried} |")
     return "\n".join(lines) + "\n"
 
 

@@ -159,7 +159,7 @@ def _components(what: Known) -> list[str]:
              "| component | version | for | known anomaly | what is done about it |", "| --- | --- | --- | --- | --- |"]
     for one in what.components:
         first = f"| {one.name} | {version(one)} | {_cell(one.use)} |"
-        for anomaly in one.anomalies or ({"what": "none that touches it", "guard": "", "proved": ""},):
+        for anomaly in one.anomalies or ({"what": "none found that touches it", "guard": "", "proved": ""},):
             guard = anomaly["guard"] + (f" ({anomaly['proved']})" if anomaly["proved"] else "")
             lines.append(f"{first} {_cell(anomaly['what'])} | {_cell(guard)} |")
             first = "| | | |"

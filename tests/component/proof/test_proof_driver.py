@@ -59,7 +59,7 @@ def test_what_the_instruments_found_is_summed_and_kept(tmp_path: Path):
     assert proof["instruments"]["first"]["counts"] == {"cases": 7, "runs": 1} and proof["instruments"]["first"]["seed"] == 3
     assert "first: half way" in said
     assert "| first | holds | 7 cases, 1 runs | 5 | 0 | 0 | 0 |" in (tmp_path / "proof.md").read_text()
-    assert not list((tmp_path / "dcmgate-proof").glob("*/*")), "the scratch folders are gone"
+    assert not (tmp_path / "dcmgate-proof").exists(), "the scratch folders are gone"
 
     status, proof, _ = _drive(tmp_path, "--only", "first")
     assert status == 0 and proof["instruments"]["first"]["counts"]["runs"] == 2, "its state goes on"

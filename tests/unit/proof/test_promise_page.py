@@ -28,7 +28,7 @@ def test_figures_by_invariant_and_by_instrument():
     text = promise.section(WHAT, [FUZZ, KILLS], _proof())
     assert "| I1 | it survives | kills | 12,345 kills |" in text
     assert "| kills | kills it | holds | 12,345 kills, 3 seeds |" in text
-    assert "| fuzz | any bytes | not run yet |  |" in text
+    assert "| fuzz | any bytes | not run yet |  |" in text and "| clocks | **is not there** | not run yet |  |" in text
     assert "Run of 2026-11-21 on commit abc, seed 7; 4 cores, Linux 6.18, Python 3.11.7." in text
     assert "**2,000 images acknowledged, 0 lost, 0 altered, 0 unaccounted; 1 of 1 deliberate breakages caught.**" in text
     assert "Wanting: fuzz: not run." in text
@@ -53,7 +53,8 @@ def test_the_page_says_what_every_invariant_means_and_names_every_instrument():
     """After a new instrument or other words: `python -m tests.proof.promise`."""
     page = promise.PAGE.read_text()
     missing = [one.name for one in known.load().requirements if one.plain and f"| {one.name} | {one.plain} |" not in page]
-    missing += [one.name for one in instruments.discover() if one.about not in page]
+    missing += [name for name in {*instruments.EXPECTED, *(one.name for one in instruments.discover())}
+                if f"\n| {name.replace('_', ' ')} |" not in page]
     assert missing == []
     assert [f"I{n}" for n in range(1, 10)] == [one.name for one in known.load().requirements if one.plain]
 
