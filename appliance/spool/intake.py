@@ -24,6 +24,7 @@ from appliance.clock import SECOND, Clock
 from appliance.errors import DcmgateError, LedgerBusy, LedgerError, SpoolError, SpoolFault, SpoolFull
 from appliance.model import Custody, SpaceState
 from appliance.policy import Space
+from appliance.spool import ballast
 from appliance.spool.buffers import Buffer, BufferPool
 from appliance.spool.debt import Debt
 from appliance.spool.layout import Spool
@@ -89,7 +90,7 @@ class Intake:
         self.boot = self._ledger.boot
         try:
             self._own()
-            self.recovery = recover(self.spool, self._ledger)
+            self.recovery = self._recovered()
             held_bytes, largest = held(self._ledger)
             self._gauge = Gauge(self.spool, held_bytes, largest)
             try:
@@ -342,11 +343,24 @@ class Intake:
         work()
         return True
 
+    def _recovered(self) -> Recovery:
+        """Recovery at the start. What not even the ballast makes room for (a note in quarantine) is left for later."""
+        for _ in range(2):
+            try:
+                return recover(self.spool, self._ledger)
+            except SpoolFull:
+                ballast.give_up(self.spool.path)
+        return Recovery()
+
     def _recover_again(self) -> None:
         """What start-up could not judge yet. It may fail: start-up looked at what matters most, and the next one will again."""
-        with suppress(SpoolError, LedgerError):
+        try:
             if recover(self.spool, self._ledger).adopted:
                 self._on_accepted()
+        except SpoolFull:
+            self._recover_at = self.clock.boot_ns() + RECOVER_AGAIN
+        except (SpoolError, LedgerError):
+            return
 
     def _make_slots(self) -> None:
         failure: SpoolError | None = None
