@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ HEADING = "## The promises, and the last figures"
 def section(what: Known, found: Sequence[Instrument], proof: Mapping[str, Any]) -> str:
     """The generated part: each invariant with its instruments, then each instrument with its figures."""
     ran: Mapping[str, Any] = proof.get("instruments", {})
-    lines = [HEADING, "", *_when(proof), "", "| | what it means | instruments | last figure |", "| --- | --- | --- | --- |"]
+    lines = [HEADING, "", *_when(proof), "", "| | what it means | instruments: last figure |", "| --- | --- | --- |"]
     for one in what.requirements:
         if one.plain:
             its = [i for i in found if any(one.name in what.resolve(name) for name in i.requirements)]
-            last = "; ".join(_headline(ran[i.name]) for i in its if i.name in ran) or "not run yet"
-            lines.append(f"| {one.name} | {one.plain} | {', '.join(_words(i.name) for i in its)} | {last} |")
+            last = "; ".join(f"{_words(i.name)}: {_headline(i.name, ran.get(i.name))}" for i in its)
+            lines.append(f"| {one.name} | {one.plain} | {last} |")
     lines += ["", "| instrument | what it does | result | tried |", "| --- | --- | --- | --- |"]
     about = {**dict.fromkeys(EXPECTED, "**is not there**"), **{instrument.name: instrument.about for instrument in found}}
     for name in sorted(about):
@@ -48,14 +49,18 @@ def _when(proof: Mapping[str, Any]) -> list[str]:
              f"**{sums['acknowledged']:,} images acknowledged, {sums['lost']:,} lost, {sums['altered']:,} altered, "
              f"{sums['unaccounted']:,} unaccounted; {sums['mutants_caught']:,} of {sums['mutants']:,} deliberate breakages "
              "caught.**"]
-    return lines + [f"Wanting: {line}." for line in proof["wanting"]]
+    return lines + [f"Wanting: {textwrap.shorten(line, 100)}." for line in proof["wanting"]]
 
 
-def _headline(figures: Mapping[str, Any]) -> str:
-    """The first of the counts, such as "10,000 kills"; "fails" and the like before what does not hold."""
-    counts = list(figures["counts"].items())[:1]
-    text = ", ".join(f"{value:,.0f} {_words(name)}" for name, value in counts) or f"{len(figures['mutants'])} mutants"
-    return text if figures["result"] == "holds" else f"**{figures['result']}**: {text}"
+def _headline(name: str, figures: Mapping[str, Any] | None) -> str:
+    """The count that is named as the instrument, or else its first, such as "1,200 states"; or what is wrong."""
+    if figures is None:
+        return "not run yet"
+    counts = figures["counts"]
+    if figures["result"] != "holds" or not counts:
+        return f"**{figures['result']}**"
+    key = name if name in counts else next(iter(counts))
+    return f"{counts[key]:,.0f} {_words(key)}"
 
 
 def _words(name: str) -> str:

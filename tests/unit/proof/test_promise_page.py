@@ -26,7 +26,7 @@ def _proof(result: str = "holds", *, quick: bool = False) -> dict[str, object]:
 
 def test_figures_by_invariant_and_by_instrument():
     text = promise.section(WHAT, [FUZZ, KILLS], _proof())
-    assert "| I1 | it survives | kills | 12,345 kills |" in text
+    assert "| I1 | it survives | kills: 12,345 kills |" in text
     assert "| kills | kills it | holds | 12,345 kills, 3 seeds |" in text
     assert "| fuzz | any bytes | not run yet |  |" in text and "| clocks | **is not there** | not run yet |  |" in text
     assert "Run of 2026-11-21 on commit abc, seed 7; 4 cores, Linux 6.18, Python 3.11.7." in text
@@ -37,7 +37,7 @@ def test_figures_by_invariant_and_by_instrument():
 
 def test_what_does_not_hold_or_is_a_sample_says_so():
     text = promise.section(WHAT, [KILLS], _proof("fails", quick=True))
-    assert "| **fails**: 12,345 kills |" in text and "**a quick sample**" in text and "Wanting: kills: fails." in text
+    assert "| kills: **fails** |" in text and "**a quick sample**" in text and "Wanting: kills: fails." in text
 
 
 def test_only_the_generated_part_is_replaced():
