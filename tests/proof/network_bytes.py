@@ -50,11 +50,13 @@ def cases(seed: int, most: int = 0) -> list[Cut]:
     return [cut for _, cut in order][:most or None]
 
 
-def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bool], *, orthanc: bool = False) -> None:
+def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bool], *, orthanc: bool = False,
+            patience: float = 30.0) -> None:
     """Between gateway and destination: four destinations, each behind a proxy that breaks, each time at another byte.
 
     Every destination gets every object, once: twice only where the connection
     broke between the last byte and the status, when nobody can know better.
+    `patience`: seconds for an object to arrive after the break.
     """
     journal = Journal()
     with ExitStack() as stack:
@@ -78,7 +80,7 @@ def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bo
             _send(site.port, instance, journal)
             for lane, cut in armed.items():
                 part.count("cuts_delivering", cut.times)
-                _broken(part, cut, proxies[lane], before[lane], archives[lane], instance)
+                _broken(part, cut, proxies[lane], before[lane], archives[lane], instance, patience)
             for proxy in proxies:
                 proxy.cut = None
                 proxy.reset_all()
@@ -104,11 +106,12 @@ def _send(port: int, instance: Instance, journal: Journal) -> None:
     journal.acknowledge(instance)
 
 
-def _broken(part: Part, cut: Cut, proxy: Proxy, before: int, archive: Destination, instance: Instance) -> None:
+def _broken(part: Part, cut: Cut, proxy: Proxy, before: int, archive: Destination, instance: Instance,
+            patience: float) -> None:
     """Wait until the cut was made and the object is there all the same; as often as it may be."""
     try:
         # Four breaks in a row cost 1 + 2 + 4 + 8 s of back-off at most.
-        wait_until(lambda: not cut.left and proxy.stored > before, 30, str(cut))
+        wait_until(lambda: not cut.left and proxy.stored > before, patience, str(cut))
     except AssertionError as error:
         part.fail(f"{archive.kind} {cut}: {error}")
         return
@@ -158,10 +161,12 @@ def receive(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bo
             thread.start()
         for thread in threads:
             thread.join()
-        balance = site.wait_settled(60, accepted=len(journal))
+        balance = site.wait_settled(60, accepted=len(journal), states=())
         least, most = (sum(count[side] for count in counts) for side in (0, 1))
         if not least <= balance["accepted"] <= most:
             part.fail(f"{balance['accepted']} accepted, of {least} to {most} that came whole (seed {part.seed})")
+            return
+        site.wait_settled(60)
         if patient:
             began = time.monotonic()
             try:
