@@ -111,6 +111,13 @@ class Gateway:
 
     def start(self, *names: str) -> Gateway:
         """Start "run", or stages by name, and wait until each is ready."""
+        self.launch(*names)
+        for name in names or ("run",):
+            self.wait_ready(name)
+        return self
+
+    def launch(self, *names: str) -> None:
+        """Start them, and wait for nothing."""
         for name in names or ("run",):
             assert name not in self.processes, f"{name} is running already"
             with self.log(name).open("ab") as out:
@@ -118,9 +125,6 @@ class Gateway:
                 self.processes[name] = subprocess.Popen(
                     [*COMMAND, "--config", str(self.config), "--json", name], stdin=subprocess.DEVNULL, stdout=out,
                     stderr=out, cwd=ROOT, env=self._environment(), start_new_session=True)
-        for name in names or ("run",):
-            self.wait_ready(name)
-        return self
 
     def start_stages(self) -> Gateway:
         return self.start(*STAGES)
