@@ -107,15 +107,34 @@ def messages(stream: bytes) -> list[Message] | None:
 
 
 def data_set(data: bytes, syntax: str) -> Dataset | None:
-    """The data set as pydicom reads it, to its last byte and without a single warning."""
+    """The data set as pydicom reads it, without a single warning, each element once, to the last byte of its value."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = read_dataset(io.BytesIO(data), syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
-            list(found.iterall())                 # values are converted only when they are looked at
-            return found
+            return found if _whole(found) else None
     except Exception:  # noqa: BLE001 - see above
         return None
+
+
+def _whole(found: Dataset) -> bool:
+    """Without a word pydicom keeps the last of two elements with one tag, what is there of a value that is cut off, and as
+    text of any VR what has an undefined length, which is for sequences and pixel data (PS3.5 7.1.1)."""
+    end: int | None = 0
+    for item in list(found.values()):
+        start, length = getattr(item, "value_tell", None), getattr(item, "length", 0xFFFFFFFF)
+        if start is None or length == 0xFFFFFFFF:
+            end = None                            # where a value of undefined length ends is not told
+        else:
+            if len(item.value or b"") != length or (end is not None and start - end not in (8, 12)):
+                return False
+            end = start + length
+    for element in found:                         # values are converted only when they are looked at
+        if element.is_undefined_length and element.VR not in ("SQ", "UN") and element.tag != 0x7FE00010:
+            return False
+        if element.VR == "SQ" and not all(_whole(inner) for inner in element.value):
+            return False
+    return True
 
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.WARN
