@@ -48,16 +48,22 @@ def test_a_leak_shows_through_what_comes_and_goes() -> None:
     growth = soak_watch.slope(leaking, lambda s: s.pss)
     assert growth == pytest.approx(90 * MB, rel=0.1)
     idle = sample(0, 80)
-    assert soak_watch.verdict(growth, idle, sample(1200, 110), LIMITS) == ["memory grows by 90 MB an hour, more than 60"]
-    assert soak_watch.verdict(growth, idle, sample(1200, 110), {k: v for k, v in LIMITS.items() if k != "growth_mb"}) == []
+    wrong = soak_watch.verdict(growth, idle, sample(1200, 110), 110 * MB, LIMITS)
+    assert wrong == ["memory grows by 90 MB an hour, more than 60"]
+    assert soak_watch.verdict(growth, idle, sample(1200, 110), 0.0, {k: v for k, v in LIMITS.items() if k != "growth_mb"}) == []
 
 
 @pytest.mark.parametrize(("after", "what"), [
     (sample(9, 200), "memory is 200 MB"), (sample(9, 80, descriptors=100), "100 descriptors"),
     (sample(9, 80, threads=45), "45 threads")])
 def test_what_is_not_given_back_is_a_failure(after: Sample, what: str) -> None:
-    wrong = soak_watch.verdict(0.0, sample(0, 80), after, LIMITS)
+    wrong = soak_watch.verdict(0.0, sample(0, 80), after, 100 * MB, LIMITS)
     assert len(wrong) == 1 and what in wrong[0]
+
+
+def test_a_peak_is_judged_too() -> None:
+    wrong = soak_watch.verdict(0.0, sample(0, 80), sample(9, 82), 190 * MB, LIMITS)
+    assert wrong == ["memory is 190 MB at its peak, it was 80"]
 
 
 def test_descriptors_of_slots_are_not_counted_and_others_are(tmp_path: Path) -> None:
