@@ -39,8 +39,7 @@ proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 for a 
 	$(PYTHON) -m tests.proof.trace || status=$${status/#0/1}; exit $$status
 
 trace: ## hazard, requirement, test and last result of `make test` and `make proof`, in build/trace.md
-	@.ci/setup run
-	@$(PYTHON) -m tests.proof.trace
+	@$(or $(wildcard $(PYTHON)),python3) -m tests.proof.trace
 
 bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for few rounds, ONLY=word for some cases
 	@.ci/setup dev peers
