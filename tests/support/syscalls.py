@@ -131,7 +131,7 @@ class End:
 
 
 class Victim:
-    """`body` runs in a fork, in a session of its own, and its result is the exit status. One at a time.
+    """`body` runs in a fork, in a process group of its own, and its result is the exit status. One at a time.
 
     `watch` lets it run to its end or its death; `kill_after` does without a trace.
     Helpers that work beside it (forks of this process) are made by `beside`, which
@@ -218,7 +218,6 @@ class Victim:
             status = 101
             try:
                 os.close(theirs)
-                os.setsid()
                 os.read(ours, 1)
                 os.close(ours)
                 if traced:
@@ -228,6 +227,7 @@ class Victim:
                 os._exit(status)
         os.close(ours)
         try:
+            os.setpgid(pid, pid)
             if traced:
                 _ptrace(_SEIZE, pid, 0, _OPTIONS)
             self._helpers = set(self._beside(pid))
@@ -316,7 +316,7 @@ class _Alarm:
 
 
 def _kill(pid: int) -> None:
-    """The whole session, as systemd does it."""
+    """The whole group, as systemd does it."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 

@@ -61,10 +61,12 @@ def wait_listening(ports: Iterable[int], seconds: float = 30.0, alive: Callable[
 
 _first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0) % 8
 _ports: Iterator[int] = iter(())
+_reserved: dict[int, socket.socket] = {}
 
 
 def free_port() -> int:
-    """A port nobody listens on, below the range that the kernel takes for outgoing connections, never given twice."""
+    """A port nobody listens on, below the range that the kernel takes for outgoing connections, never given twice: neither
+    by this process nor, as long as it lives, by another one, which may look before anybody listens there."""
     global _ports
     while True:
         port = next(_ports, None)
@@ -79,4 +81,19 @@ def free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        return port
+        if _reserve(port):
+            return port
+
+
+def _reserve(port: int) -> bool:
+    """Hold a name of the kernel's for it, which goes with the process and leaves no file. Our own ones come round again."""
+    if port in _reserved:
+        return True
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        holder.bind(f"\0dcmgate-tests-port-{port}")
+    except OSError:
+        holder.close()
+        return False
+    _reserved[port] = holder
+    return True
