@@ -282,10 +282,3 @@ def within(windows: Sequence[tuple[int, int]], minute: int | None) -> bool | Non
 def may_send(windows: Sequence[tuple[int, int]], minute: int | None, priority: Priority) -> bool:
     """Whether a class may be sent at that minute: trauma always, and everybody while the time is unknown."""
     return priority is Priority.TRAUMA or within(windows, minute) is not False
-
-
-def opens_in(windows: Sequence[tuple[int, int]], minute: int) -> int:
-    """Minutes until a window is open; 0: now."""
-    if within(windows, minute):
-        return 0
-    return min((first - minute) % DAY_MINUTES for first, _ in windows)

@@ -24,7 +24,7 @@ from appliance.forward.pace import Pace
 from appliance.forward.work import Batch, Condition, Offer, Pause, Probe, Result
 from appliance.model import DeliveryState, Fault, Priority, number_text
 from appliance.policy import decide_after
-from appliance.schedule import BREAKER_FAULTS, Backoff, Breaker, Gate, Place, Queue, fail_over, hours, may_send, opens_in
+from appliance.schedule import BREAKER_FAULTS, Backoff, Breaker, Gate, Place, Queue, fail_over, hours, may_send
 from appliance.spool.ledger import Ledger
 from appliance.spool.rows import Decision, Deferral, Parking, Queued
 from appliance.telemetry.log import Log
@@ -221,7 +221,7 @@ class Desk:
         """The classes that may be sent now, and the seconds until that may change."""
         minute = self._minute() if self._windows else None
         if not may_send(self._windows, minute, Priority.ROUTINE):
-            return [Priority.TRAUMA], 60.0 * max(opens_in(self._windows, minute or 0), 1)
+            return [Priority.TRAUMA], 60.0      # s; nobody tells us when the wall clock is set
         wait = max(self._own.wait(now, Priority.ROUTINE), self._total.wait(now, Priority.ROUTINE))
         return ([Priority.TRAUMA], wait / SECOND) if wait else (list(Priority), LONG_PAUSE)
 

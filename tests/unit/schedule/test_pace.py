@@ -17,7 +17,6 @@ from appliance.schedule import (
     fail_over,
     hours,
     may_send,
-    opens_in,
     within,
 )
 
@@ -142,7 +141,6 @@ def test_windows_of_the_day() -> None:
     assert within([(480, 480)], 3) is True
     assert may_send(windows, None, Priority.BACKFILL)
     assert not may_send(windows, 720, Priority.STAT) and may_send(windows, 720, Priority.TRAUMA)
-    assert opens_in(windows, 720) == 420 and opens_in(windows, 0) == 0
 
 
 @pytest.mark.parametrize("text", ["", "19-20", "25:00-01:00", "24:00-01:00", "01:60-02:00", "1:00", "01:00-24:30",
@@ -154,8 +152,3 @@ def test_what_is_no_window(text: str) -> None:
 def test_spellings_of_windows() -> None:
     assert hours(" 8:00 - 24:00 ") == (480, 1440)
     assert hours("08:00..09:00") == (480, 540)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1439), st.integers(0, 1440)), min_size=1, max_size=4), st.integers(0, 1439))
-def test_a_window_opens_when_it_is_said_to(windows: list[tuple[int, int]], minute: int) -> None:
-    assert within(windows, (minute + opens_in(windows, minute)) % 1440)
