@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.write(proof, options.write)
     if options.refresh:
         promise.refresh(proof)
-    _tell(proof, outcomes, options.write)
-    return 0 if all(outcome.result == "holds" for outcome in outcomes) else 1
+    _tell(proof, outcomes, options.write, whole_proof=not names)
+    return 0 if all(outcome.result == "holds" for outcome in outcomes) and (names or proof["holds"]) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,15 +160,17 @@ def _merge(options: argparse.Namespace, whole: dict[str, Instrument], outcomes: 
             "instruments": merged}
 
 
-def _tell(proof: dict[str, Any], outcomes: Sequence[Outcome], file: Path) -> None:
+def _tell(proof: dict[str, Any], outcomes: Sequence[Outcome], file: Path, *, whole_proof: bool) -> None:
     for outcome in outcomes:
         print(f"proof: {outcome.name}: {outcome.result}{': ' if outcome.reason else ''}{outcome.reason}")
         for failure in outcome.figures.failures:
             print(f"proof: {outcome.name}: {failure}")
     sums = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in proof["totals"].items())
     print(f"proof: in all: {sums}")
-    if len(outcomes) == len(proof["instruments"]):
-        print(f"proof: {'holds' if proof['holds'] else 'does not hold'}")
+    if whole_proof:
+        print(f"proof: {'holds' if proof['holds'] else 'DOES NOT HOLD'}")
+        for line in proof["wanting"]:
+            print(f"proof: wanting: {line}")
     print(f"proof: {file}, {file.with_suffix('.md')}")
 
 

@@ -60,7 +60,7 @@ def _headline(name: str, figures: Mapping[str, Any] | None) -> str:
     if figures["result"] != "holds" or not counts:
         return f"**{figures['result']}**"
     key = name if name in counts else next(iter(counts))
-    return f"{counts[key]:,.0f} {_words(key)}"
+    return f"{report.number(counts[key])} {_words(key)}"
 
 
 def _words(name: str) -> str:

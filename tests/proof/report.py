@@ -35,7 +35,12 @@ def wanting(instruments: Mapping[str, Mapping[str, Any]], expected: Iterable[str
 
 def tried(one: Mapping[str, Any]) -> str:
     """The counts of an instrument, as "3,000 states, 12 seeds"."""
-    return ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in one["counts"].items()) or "nothing"
+    return ", ".join(f"{number(value)} {name.replace('_', ' ')}" for name, value in one["counts"].items()) or "nothing"
+
+
+def number(value: float) -> str:
+    """As people read it: whole from 100 on, else with two decimals at most."""
+    return f"{value:,.0f}" if value % 1 == 0 or abs(value) >= 100 else f"{value:.2f}"
 
 
 def table(proof: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.proof import report
+from tests.proof import __main__ as driver
+from tests.proof import instruments, report
 from tests.proof.instruments import ROOT, discover
 from tests.proof.runner import TAG
 from tests.support.waiting import wait_until
@@ -64,6 +65,12 @@ def test_what_the_instruments_found_is_summed_and_kept(tmp_path: Path):
     status, proof, _ = _drive(tmp_path, "--only", "first")
     assert status == 0 and proof["instruments"]["first"]["counts"]["runs"] == 2, "its state goes on"
     assert proof["instruments"]["second"]["counts"]["runs"] == 1 and proof["holds"], "the other's result stays"
+
+
+@pytest.mark.parametrize(("value", "text"), [(3, "3"), (12345, "12,345"), (0.0, "0"), (0.994, "0.99"), (17.5, "17.50"),
+                                             (1234.5, "1,234"), (float("nan"), "nan")])
+def test_numbers_are_said_as_people_read_them(value: float, text: str):
+    assert report.number(value) == text
 
 
 @pytest.mark.parametrize(("body", "result", "told"), [
@@ -142,6 +149,16 @@ def test_an_instrument_that_never_ran_is_wanting(tmp_path: Path):
     _instrument(tmp_path, "second", GOOD)
     status, proof, _ = _drive(tmp_path, "--only", "first")
     assert status == 0 and not proof["holds"] and proof["wanting"] == ["second: not run"]
+
+
+def test_the_whole_of_the_proof_is_all_that_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _instrument(tmp_path, "first", GOOD)
+    monkeypatch.setattr(instruments, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(instruments, "EXPECTED", ("first", "second"))
+    arguments = ["--package", str(tmp_path / "package"), "--write", str(tmp_path / "proof.json")]
+    assert driver.main(arguments) == 1
+    assert report.read(tmp_path / "proof.json")["wanting"] == ["second: not run"]
+    assert driver.main([*arguments, "--only", "first"]) == 0
 
 
 def test_a_driver_that_is_ended_ends_its_instruments(tmp_path: Path):
