@@ -3,12 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof trace man clean
+.PHONY: help run test lint bench kills proof soak trace man clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
 WORKERS ?= $(shell echo $$(( $(CORES) > 4 ? 4 : $(CORES) )))
 ROUNDS ?= 200
+MINUTES ?= 30
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -37,6 +38,10 @@ proof: ## all that tries to lose an image, into build/proof.json; QUICK=1 for a 
 	@status=0; $(PYTHON) -m tests.proof $(if $(filter-out 0,$(QUICK)),--quick) $(if $(ONLY),--only "$(ONLY)") \
 	    $(if $(filter-out 0,$(REFRESH)),--refresh) $(PROOF) || status=$$?; \
 	$(PYTHON) -m tests.proof.trace || status=$${status/#0/1}; exit $$status
+
+soak: ## mixed faults at twice the peak rate, MINUTES=30 of them
+	@.ci/setup dev peers
+	@$(PYTHON) -m tests.proof --only soak --seconds $$(( 60 * $(MINUTES) ))
 
 trace: ## hazard, requirement, test and last result of `make test` and `make proof`, in build/trace.md
 	@$(or $(wildcard $(PYTHON)),python3) -m tests.proof.trace
