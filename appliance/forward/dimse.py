@@ -29,7 +29,7 @@ from appliance.model import Fault, Priority
 from appliance.policy import Aborted, Answer, Failure, FailureKind, Finding, NoContext, Party, Status, classify
 from appliance.sandbox.parent import Child
 from appliance.spool.layout import Spool
-from appliance.spool.reader import ObjectReader
+from appliance.spool.reader import ObjectReader, expect
 from appliance.spool.rows import Queued
 
 MOST_CONTEXTS = 128
@@ -80,6 +80,8 @@ class DimseTransport:
             waiting.extend(chain.from_iterable(by_party.values()))
         while waiting:
             party, queued = waiting.popleft()
+            if waiting:
+                expect(self._spool, waiting[0][1].number)
             finding, broken = self._deliver(party, queued, (other for theirs, other in waiting if theirs == party))
             self._rested = False
             if finding.fault is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 
 from blake3 import blake3
@@ -16,6 +17,10 @@ from appliance.spool.layout import Spool, spool_error
 
 CHUNK = 131072
 
+AHEAD = 4 << 20
+"""Most bytes of an object that are asked of the disk ahead of need: intake leaves nothing in the page cache, and a reader
+that has begun is read ahead by the kernel."""
+
 _DAMAGE = frozenset({errno.ENOENT, errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EUCLEAN, errno.EBADMSG, errno.ELOOP})
 """What the file system says when the object itself is gone or unreadable, rather than we out of descriptors or memory."""
 
@@ -26,6 +31,16 @@ def _reading(spool: Spool, number: int, error: OSError) -> ObjectDamaged | Spool
     if error.errno in _DAMAGE:
         return ObjectDamaged(number, f"cannot be read: {error.strerror}")
     return SpoolFault(spool_error(error, f"cannot read object {number:016x}").message)
+
+
+def expect(spool: Spool, number: int) -> None:
+    """Have the disk fetch an object that will be read soon. Nothing waits for it, and no error shows before the reading."""
+    with suppress(OSError):
+        descriptor = spool.open_object(number)
+        try:
+            os.posix_fadvise(descriptor, 0, AHEAD, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 class ObjectReader:

@@ -15,6 +15,7 @@ import pytest
 from appliance.config.settings import Destination, Limits
 from appliance.dicom import pdu, uids
 from appliance.errors import DeliveryError, ObjectDamaged
+from appliance.forward import dimse
 from appliance.forward.dimse import DimseTransport
 from appliance.model import Fault, Outcome, Priority
 from tests.support import objects
@@ -76,6 +77,15 @@ def test_a_batch_goes_out_verbatim_on_one_association_that_is_kept(tmp_path: Pat
         assert [s.data for s in peer.stored] == [bytes([n]) * size for n, size in
                                                  enumerate((0, 1, 16377, 16378, 16379, 500_000), 1)] + [b"later"]
         assert [s.command.sop_instance for s in peer.stored] == [q.sop_instance for q in (*first, second)]
+
+
+def test_the_next_object_is_fetched_while_one_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fetched: list[int] = []
+    monkeypatch.setattr(dimse, "expect", lambda spool, number: fetched.append(number))
+    with dicom_peer(serving()) as peer, bench(tmp_path, peer) as b:
+        batch = [b.held.keep(bytes([n])) for n in range(3)]
+        b.send(*batch)
+        assert fetched == [queued.number for queued in batch[1:]]
 
 
 @pytest.mark.requirement("conformance: contexts proposed")

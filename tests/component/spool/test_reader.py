@@ -14,7 +14,7 @@ from appliance.errors import ObjectDamaged, SpoolFault
 from appliance.model import Custody
 from appliance.spool import reader
 from appliance.spool.layout import Spool
-from appliance.spool.reader import ObjectReader, verify
+from appliance.spool.reader import ObjectReader, expect, verify
 from tests.support.disk import FaultyOs
 from tests.support.spools import accept, fresh, intake_of
 
@@ -124,3 +124,19 @@ def test_a_file_that_is_cut_while_it_is_read(spool: Spool, custody: Custody) -> 
         os.truncate(spool.object_path(custody.number), HEAD + 8192)
         with pytest.raises(ObjectDamaged, match="ends after 8192"):
             list(chunks)
+
+
+def test_an_object_that_is_expected_is_fetched_ahead(spool: Spool, custody: Custody, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FaultyOs("close")
+    asked: list[tuple[int, int, int]] = []
+    disk.stand_in("posix_fadvise", lambda fd, start, length, advice: asked.append((start, length, advice)))
+    monkeypatch.setattr(reader, "os", disk)
+    expect(spool, custody.number)
+    assert asked == [(0, reader.AHEAD, os.POSIX_FADV_WILLNEED)]
+    assert disk.names()[-1] == "close"
+
+
+def test_an_object_that_is_not_there_is_expected_without_harm(spool: Spool) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    expect(spool, 1 << 40)
+    assert len(os.listdir("/proc/self/fd")) == before
