@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,29 +99,44 @@ class InProcess:
 def hurry() -> None:
     """Pauses of this process and its forks are short from now on."""
     setattr(router, "Child", InProcess)  # noqa: B010
-    keeper.ROUND_SECONDS, keeper.LEAST_SECONDS = 0.02, 0.01
+    command_line.parser = cache(command_line.parser)
+    command_line.parser()
+    keeper.ROUND_SECONDS, keeper.LEAST_SECONDS = 0.06, 0.01
     keeper.CHECKPOINT_SECONDS = keeper.SWEEP_SECONDS = keeper.REMNANTS_SECONDS = keeper.WITNESS_SECONDS = 0.0
-    confirmer.POLL_SECONDS = 0.01
+    confirmer.POLL_SECONDS = 0.02
     proof.PAUSES = (0, 0, 0, 0, 1)
 
 
-def copied(source: Path, target: Path) -> None:
-    """`target` becomes what `source` is. The ballast, which is never written to, is left as it is."""
-    target.mkdir(exist_ok=True)
-    wanted = {entry.name: entry for entry in os.scandir(source)}
-    with os.scandir(target) as there:
-        for entry in there:
-            if entry.name not in wanted:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
-    for name, entry in wanted.items():
-        at = target / name
-        if entry.is_dir(follow_symlinks=False):
-            copied(Path(entry.path), at)
-        elif not (name == "ballast" and at.exists() and at.stat().st_size == entry.stat().st_size):
-            shutil.copyfile(entry.path, at)
+class Copier:
+    """Makes folders what their templates are. An empty folder that nothing was put into since is not looked into again."""
+
+    def __init__(self) -> None:
+        self._empty: dict[str, int] = {}
+
+    def copy(self, source: str, target: str) -> None:
+        """`target` becomes what `source` is. The ballast, which is never written to, is left as it is."""
+        with suppress(FileNotFoundError):
+            if self._empty.get(target) == os.stat(target).st_mtime_ns:
+                return
+        os.makedirs(target, exist_ok=True)
+        wanted = {entry.name: entry for entry in os.scandir(source)}
+        with os.scandir(target) as there:
+            for entry in there:
+                if entry.name not in wanted:
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+        for name, entry in wanted.items():
+            at = os.path.join(target, name)
+            if entry.is_dir(follow_symlinks=False):
+                self.copy(entry.path, at)
+            elif not (name == "ballast" and os.path.exists(at) and os.stat(at).st_size == entry.stat().st_size):
+                shutil.copyfile(entry.path, at)
+        if wanted:
+            self._empty.pop(target, None)
+        else:
+            self._empty[target] = os.stat(target).st_mtime_ns
 
 
 @dataclass(slots=True)
@@ -145,6 +160,7 @@ class Ground:
         self.gateway = Gateway(folder / "gateway", [
             to_peer(pacs, linger_seconds=0.0, connect_seconds=5.0, progress_seconds=20.0),
             to_folder(folder / "archive")], receivers=1, spool={"keep_min_hours": 0.0, "keep_max_days": 0.0})
+        self._copier = Copier()
         self.journal_path = folder / "journal"
         self.log = folder / "log"
         self.log.touch()
@@ -177,7 +193,7 @@ class Ground:
         wait_until(lambda: not self._receiving(), 20, "storescp has ended its associations", every=0.001)
         folder = self.folder / "templates" / name
         for part, path in self._parts().items():
-            copied(folder / part, path)
+            self._copier.copy(str(folder / part), str(path))
         self.journal_path.write_bytes((folder / "journal").read_bytes())
         shutil.rmtree(self.gateway.run, ignore_errors=True)
         self.gateway.run.mkdir()
@@ -291,7 +307,7 @@ class Ground:
                                                                      read_only=True))
                         if self._settled(ledger.counts(), len(acknowledged), done):
                             return True
-                time.sleep(0.004)
+                time.sleep(0.006)
         return False
 
     def _settled(self, counts: Counts, acknowledged: int, done: str) -> bool:
