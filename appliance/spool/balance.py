@@ -146,7 +146,7 @@ def _figures(db: apsw.Connection, found: Balance) -> None:
     queues = {(row[0], row[1]): (row[2], row[3]) for row in db.execute("SELECT destination, state, count, bytes FROM queues")}
     counted = {(row[0], row[1]): (row[2], row[3]) for row in db.execute(
         "SELECT destination, state, count(*), sum(length) FROM deliveries GROUP BY destination, state")}
-    for key in sorted(queues.keys() | counted.keys()):
+    for key in sorted(queues.keys() | counted.keys(), key=str):
         if queues.get(key, (0, 0)) != counted.get(key, (0, 0)):
             found.add(0, f"deliveries {key[1]} at {key[0]}, counted and kept: {counted.get(key, (0, 0))} and"
                          f" {queues.get(key, (0, 0))}")

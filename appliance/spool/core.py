@@ -33,13 +33,14 @@ T = TypeVar("T")
 NEXT_TO_NOTHING = 1 << 20
 """Bytes: with less than this a ledger that cannot be opened is given the ballast's room."""
 
-_DAMAGED = (apsw.CorruptError, apsw.NotADBError)
+_DAMAGED = (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)
+_ERRORS = (apsw.Error, UnicodeDecodeError)
 _PASSING = (apsw.BusyError, apsw.LockedError, apsw.FullError)
 _FAULTS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.NoMemError, apsw.ProtocolError)
 
 
-def fault_of(error: apsw.Error) -> LedgerError:
-    """Our error for one of apsw."""
+def fault_of(error: apsw.Error | UnicodeDecodeError) -> LedgerError:
+    """Our error for one of apsw, or for a text that is none any more."""
     text = str(error)
     if isinstance(error, _DAMAGED):
         # SQLite says so of a disk that cannot be read, too.
@@ -133,7 +134,7 @@ class LedgerCore:
                 if read_only or not _is_full(path.parent) or not ballast.give_up(path.parent):
                     raise
                 return cls._connect(path, clock, create, read_only, checkpointer, schema_version, migrations)
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise fault_of(error) from error
 
     @classmethod
@@ -173,7 +174,7 @@ class LedgerCore:
                 schema.make(self._db)
             if schema.check_readable(self._db, own) < own:
                 schema.migrate(self._db, own, migrations)
-            writer = int(schema.meta(self._db, "writer"))
+            writer = schema.meta_number(self._db, "writer")
             if writer < own:
                 replay(self._db, self._db)
             if writer != own:
@@ -214,7 +215,7 @@ class LedgerCore:
                     except apsw.FullError:
                         make_room()
                 return self._attempt(work)
-            except apsw.Error as error:
+            except _ERRORS as error:
                 raise fault_of(error) from error
 
     def _use_ballast(self) -> None:
@@ -249,7 +250,7 @@ class LedgerCore:
                     return work(self._db)
                 with self._db:  # a savepoint: one snapshot for all that is read
                     found = work(self._db)
-            except apsw.Error as error:
+            except _ERRORS as error:
                 raise fault_of(error) from error
             return found
 
@@ -258,7 +259,7 @@ class LedgerCore:
         with self._lock:
             try:
                 return self._db.execute(sql, values).fetchall()
-            except apsw.Error as error:
+            except _ERRORS as error:
                 raise fault_of(error) from error
 
 
@@ -276,13 +277,20 @@ def has_objects(folder: Path) -> bool:
 
 
 def replay(source: apsw.Connection, target: apsw.Connection) -> None:
-    """Make the derived tables of `target` anew from the events of `source` (they may be the same), in one transaction."""
+    """Make the derived tables of `target` anew from the events of `source` (they may be the same), in one transaction.
+
+    LedgerDamaged where an event is not one that any release wrote.
+    """
     for table in reversed(schema.DERIVED_TABLES):
         target.execute(f"DROP TABLE IF EXISTS {table}")
     target.execute(schema.DERIVED_DDL)
     derived = Derived(target)
     for event in events.read(source):
-        apply(derived, event, events.parse(event.body))
+        try:
+            apply(derived, event, events.parse(event.body))
+        except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
+            raise LedgerDamaged(f"event {event.seq} cannot be applied: {type(error).__name__} {error}"[:200],
+                                mend="`dcmgate spool rebuild` makes the ledger from the objects.") from error
         if event.seq % 4096 == 0:
             derived.flush()
     derived.flush()

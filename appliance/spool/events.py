@@ -119,12 +119,15 @@ def verify(db: apsw.Connection, witness: tuple[int, bytes] | None = None) -> Cha
         rows += 1
         if event.seq != seq + 1:
             breaks.append((event.seq, f"rows {seq + 1} to {event.seq - 1} are missing"))
-        found = next_hash(head, event.seq, event.boot, event.at, event.wall, event.kind, event.number, event.destination,
-                          event.body)
+        try:
+            found = next_hash(head, event.seq, event.boot, event.at, event.wall, event.kind, event.number, event.destination,
+                              event.body)
+        except TypeError:           # a value that is none: the file is damaged
+            found = b""
         if found != event.hash and event.seq == seq + 1:
             breaks.append((event.seq, f"row {event.seq} ({event.kind}) is not the one that was written"))
         # Go on from the stored hash: one edited row is one break, not a break of all that follow.
-        seq, head = event.seq, event.hash
+        seq, head = event.seq, event.hash if isinstance(event.hash, bytes) else b""
         if witness is not None and event.seq == witness[0]:
             witnessed = event.hash == witness[1]
             if not witnessed:

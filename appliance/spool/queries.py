@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import apsw
+from blake3 import blake3
 
+from appliance.errors import LedgerDamaged
 from appliance.model import Custody, DeliveryState, ObjectState, Priority, escape
 from appliance.spool import events, schema
 from appliance.spool.core import LedgerCore, replay
@@ -36,6 +39,22 @@ _DELIVERY_COLUMNS = ("number, destination, state, required, seq, attempts, fault
                      " warning, reference, sent_on, confirmed_on, twin")
 
 
+P = ParamSpec("P")
+
+
+def readable(make: Callable[P, T]) -> Callable[P, T]:
+    """What makes a value of a stored row says LedgerDamaged where that is not one that was stored."""
+    @wraps(make)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return make(*args, **kwargs)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise LedgerDamaged(f"a row of the ledger cannot be read: {type(error).__name__} {error}"[:200],
+                                mend="`dcmgate spool rebuild` makes the ledger from the objects.") from error
+    return checked
+
+
+@readable
 def object_row(row: tuple[Any, ...]) -> ObjectRow:
     (number, boot, since_boot, wall, sop_class, uid, syntax, length, digest, source, seq, state, file, complete_on, routed,
      generation, rules, priority, study, flags) = row
@@ -45,6 +64,7 @@ def object_row(row: tuple[Any, ...]) -> ObjectRow:
                      Priority(priority), study, tuple(json.loads(flags)))
 
 
+@readable
 def queued_row(row: tuple[Any, ...], boot: int) -> Queued:
     """`boot` is this boot's ordinal: a time of an earlier one is simply due (I7)."""
     (number, destination, seq, priority, study, length, sop_class, uid, syntax, digest, attempts, faults, crashes, then, until,
@@ -53,6 +73,7 @@ def queued_row(row: tuple[Any, ...], boot: int) -> Queued:
                   digest, attempts, faults, crashes, until if then == boot else 0, source_of(json.loads(source)))
 
 
+@readable
 def sent_row(row: tuple[Any, ...]) -> Sent:
     number, destination, sent_on, reference, status, sop_class, uid, syntax, length, digest, study, source = row
     return Sent(number, destination, sent_on, reference, status, unescape(sop_class), unescape(uid), syntax, length, digest,
@@ -217,16 +238,26 @@ class Questions(LedgerCore):
         return self._read(work)
 
     def differences(self, limit: int = 100) -> list[str]:
-        """Derived tables against what the events alone make of them; empty: equal, byte for byte."""
+        """Derived tables and texts of configurations against what the events alone make of them; empty: equal."""
         def work(db: apsw.Connection) -> list[str]:
             fresh = apsw.Connection("")
             try:
                 fresh.execute("BEGIN")
                 replay(db, fresh)
-                return compare(db, fresh, limit)
+                return compare(db, fresh, limit) + _configurations(db)
             finally:
                 fresh.close()
         return self._read(work)
+
+
+def _configurations(db: apsw.Connection) -> list[str]:
+    """Generations whose text is not the one that was put in force."""
+    bodies = [events.parse(text) for (text,) in db.execute("SELECT body FROM events WHERE kind = 'configured'")]
+    noted: dict[Any, Any] = {body.get("generation"): body.get("hash") for body in bodies}
+    kept: dict[Any, Any] = {generation: blake3(text.encode()).hexdigest() for generation, text in
+                            db.execute("SELECT generation, text FROM configurations")}
+    return [f"configurations: generation {number} is not the one that was put in force"
+            for number in sorted(noted.keys() | kept.keys(), key=str) if noted.get(number) != kept.get(number)]
 
 
 def compare(db: apsw.Connection, fresh: apsw.Connection, limit: int) -> list[str]:

@@ -172,6 +172,12 @@ def meta(db: apsw.Connection, key: str) -> str:
     return str(row[0]) if row else ""
 
 
+def meta_number(db: apsw.Connection, key: str) -> int:
+    """The same as a number; 0 if missing, or damaged: what is made anew of it is right either way."""
+    text = meta(db, key)
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def set_meta(db: apsw.Connection, key: str, value: str) -> None:
     db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))
 
@@ -179,7 +185,7 @@ def set_meta(db: apsw.Connection, key: str, value: str) -> None:
 def check_readable(db: apsw.Connection, own: int = SCHEMA) -> int:
     """The file's version if this release can work with it; LedgerTooNew if not."""
     found = version(db)
-    oldest = int(meta(db, "readable") or 0) if found else 0
+    oldest = meta_number(db, "readable") if found else 0
     if found > own and oldest > own:
         raise LedgerTooNew(f"the ledger has schema {found}, this release knows {own}",
                            mend="Start the release that wrote it, or a later one.")
