@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import struct
 from binascii import crc32
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -38,6 +39,10 @@ WANTED = frozenset((0x00080005, 0x00080016, 0x00080018, 0x00080050, 0x00080060, 
 """One tag for each way in which values are read: text by character set or not, numbers, ambiguous, private, sequences."""
 
 REQUEST = pdu.decode(pdu.ASSOCIATE_RQ, dicom_bytes.ASSOCIATE_RQ[6:])
+
+
+compared: Counter[str] = Counter()
+"""How often each differential target found that both accept: none would be a comparison of nothing."""
 
 
 class Wrong(AssertionError):
@@ -73,6 +78,7 @@ def pdu_meaning(data: bytes) -> None:
             whole = bytes((data[0], 0)) + struct.pack(">L", len(data) - 1) + data[1:]
             other = dicom_oracle.association(whole)
             if other is not None:
+                compared["pdu_meaning"] += 1
                 same(ours, other, "pynetdicom reads this PDU otherwise")
 
 
@@ -145,6 +151,7 @@ def messages(data: bytes) -> None:
     theirs = dicom_oracle.messages(stream) if drive.error is None and all(
         entry[0] in ("CommandReceived", "data") for entry in drive.told) else None
     if theirs is not None:
+        compared["messages"] += bool(theirs)
         other = [(number, _meant(command), body) for number, command, body in theirs]
         same(_messages(stream), other, "pynetdicom reads these messages otherwise")
 
@@ -215,6 +222,7 @@ def commands(data: bytes) -> None:
         return
     theirs = dicom_oracle.command(data)
     if theirs is not None:
+        compared["commands"] += 1
         same(_meaning(command), _meant(theirs), "pydicom reads this command set otherwise")
     if command.is_response or command.field == dimse.C_CANCEL_RQ:
         return

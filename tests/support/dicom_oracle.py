@@ -95,7 +95,7 @@ def messages(stream: bytes) -> list[Message] | None:
             at = end
             for value in data.to_primitive().presentation_data_value_list:
                 part = P_DATA()
-                part.presentation_data_value_list = [value]   # one at a time: it drops what is behind a whole message
+                part.presentation_data_value_list = [list(value)]  # type: ignore[list-item]   # one at a time: it drops the rest
                 if message.decode_msg(part):
                     elements = command(message.encoded_command_set.getvalue())
                     assert elements is not None and message.data_set is not None
@@ -112,15 +112,15 @@ def data_set(data: bytes, syntax: str) -> Dataset | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = read_dataset(io.BytesIO(data), syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
-            return found if _whole(found) else None
+            return found if _whole(found, 0) else None
     except Exception:  # noqa: BLE001 - see above
         return None
 
 
-def _whole(found: Dataset) -> bool:
+def _whole(found: Dataset, end: int | None = None) -> bool:
     """Without a word pydicom keeps the last of two elements with one tag, what is there of a value that is cut off, and as
-    text of any VR what has an undefined length, which is for sequences and pixel data (PS3.5 7.1.1)."""
-    end: int | None = 0
+    text of any VR what has an undefined length, which is for sequences and pixel data (PS3.5 7.1.1). `end`: where the
+    first element begins, None where that is not known."""
     for item in list(found.values()):
         start, length = getattr(item, "value_tell", None), getattr(item, "length", 0xFFFFFFFF)
         if start is None or length == 0xFFFFFFFF:
