@@ -13,7 +13,9 @@ from itertools import combinations
 from typing import Any
 
 from appliance.config.findings import Findings, did_you_mean
+from appliance.config.hosts import host_port, is_host
 from appliance.config.lines import Path
+from appliance.config.secure import check_certificates, check_tls, remarks_on_tls
 from appliance.config.settings import Config, Destination
 
 TagProblem = Callable[[str], str]
@@ -32,7 +34,6 @@ SOCKET_PATH = 107
 _TIME = r"(?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
 _HOURS = re.compile(rf"({_TIME})-({_TIME}|24:00)")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _MAIL = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})?\s*\.\.\s*({_NUMBER})?\s*")
@@ -51,13 +52,19 @@ def plausible_tag(name: str) -> str:
 def check_config(config: Config, findings: Findings, tag_problem: TagProblem) -> None:
     """Everything that can be said of the whole, once each value is of its type."""
     for table, entries in (("listener", config.listeners), ("peer", config.peers), ("destination", config.destinations),
-                           ("rule", config.rules)):
+                           ("rule", config.rules), ("tunnel", config.tunnels), ("certificate", config.certificates)):
         _ids(findings, table, [entry.id for entry in entries])
     _listeners(findings, config)
     _peers(findings, config)
     _destinations(findings, config)
     _failovers(findings, config.destinations)
     _rules(findings, config, tag_problem)
+    check_certificates(findings, config)
+    check_tls(findings, config)
+    for nth, tunnel in enumerate(config.tunnels):
+        for key in ("called", "calling"):
+            if getattr(tunnel, key):
+                _title(findings, ("tunnel", nth, key), getattr(tunnel, key))
     _spool(findings, config)
     _alarms(findings, config)
 
@@ -72,7 +79,7 @@ def remarks(config: Config) -> list[str]:
         said.append('nobody can send: there is no [[peer]], and every listener says unknown = "refuse"')
     if not any(d.required for d in config.destinations):
         said.append("no destination is required: an object may be retired before anybody has it")
-    return said
+    return said + remarks_on_tls(config)
 
 
 # --- entries -------------------------------------------------------------------------------------------------------------
@@ -212,19 +219,9 @@ def _of_its_type(findings: Findings, path: Path, destination: Destination) -> No
                        'give the folder: path = "/srv/archive"' if folder else 'give the host: address = "192.0.2.10"')
     elif folder:
         _absolute(findings, (*path, needed), destination.path)
-    elif not _is_host(destination.address):
+    elif not is_host(destination.address):
         findings.wrong((*path, needed), f'"{destination.address[:60]}" is no host name and no address',
                        "write the host alone; the port has its own setting")
-
-
-def _is_host(text: str) -> bool:
-    if len(text) <= 253 and _HOST.fullmatch(text):
-        return True
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _failovers(findings: Findings, destinations: tuple[Destination, ...]) -> None:
@@ -385,8 +382,7 @@ def _alarms(findings: Findings, config: Config) -> None:
             findings.wrong(("alarm", "mail_to", nth), f'"{address[:60]}" is not a mail address', "write name@host, one each")
     if not _MAIL.fullmatch(alarm.mail_from):
         findings.wrong(("alarm", "mail_from"), f'"{alarm.mail_from[:60]}" is not a mail address', "write name@host")
-    host, _, port = alarm.mail_server.rpartition(":")
-    if not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535 or not _is_host(host.strip("[]")):
+    if not host_port(alarm.mail_server):
         findings.wrong(("alarm", "mail_server"), f'"{alarm.mail_server[:60]}" is not host:port',
                        'write for example "127.0.0.1:25"')
     for nth, url in enumerate(alarm.webhooks):

@@ -21,7 +21,19 @@ from appliance.config.checks import TagProblem, check_config, plausible_tag
 from appliance.config.findings import Findings, did_you_mean
 from appliance.config.lines import Path, find_lines
 from appliance.config.page import example, page, render
-from appliance.config.settings import Alarms, Config, Control, Destination, Limits, Listener, Peer, Rule, Spool
+from appliance.config.settings import (
+    Alarms,
+    Certificate,
+    Config,
+    Control,
+    Destination,
+    Limits,
+    Listener,
+    Peer,
+    Rule,
+    Spool,
+    Tunnel,
+)
 from appliance.errors import ConfigError
 
 __all__ = ["LARGEST_FILE", "check", "example", "load", "page", "parse", "read", "render", "spool_path", "survivors"]
@@ -39,9 +51,10 @@ class Entry(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
 
-LISTS: dict[str, type[Listener | Peer | Destination | Rule]] = {c.table: c for c in (Listener, Peer, Destination, Rule)}
+LISTS: dict[str, type[Listener | Peer | Destination | Rule | Tunnel | Certificate]] = {
+    c.table: c for c in (Listener, Peer, Destination, Rule, Tunnel, Certificate)}
 SINGLES: dict[str, type[Spool | Alarms | Control | Limits]] = {c.table: c for c in (Spool, Alarms, Control, Limits)}
-_ATTRIBUTE = {"listener": "listeners", "peer": "peers", "destination": "destinations", "rule": "rules"}
+_ATTRIBUTE = {table: f"{table}s" for table in LISTS}
 _EXAMPLE = "`dcmgate config example` shows a whole file"
 
 

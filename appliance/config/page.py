@@ -10,12 +10,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
 from typing import Any
 
-from appliance.config.settings import Alarms, Config, Control, Destination, Limits, Listener, Peer, Rule, Spool
+from appliance.config.settings import (
+    Alarms,
+    Certificate,
+    Config,
+    Control,
+    Destination,
+    Limits,
+    Listener,
+    Peer,
+    Rule,
+    Spool,
+    Tunnel,
+)
 
-KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Spool, Alarms, Control, Limits)
+KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Tunnel, Certificate, Spool, Alarms, Control, Limits)
 """In the order of an image's way."""
 
-_SEVERAL = (Listener, Peer, Destination, Rule)
+_SEVERAL = (Listener, Peer, Destination, Rule, Tunnel, Certificate)
+
+_SHOWN_ONLY = (Tunnel, Certificate)
+"""Of these the example shows an entry as a remark: a site that has none must not get one."""
 
 _EXAMPLE: dict[str, dict[str, Any]] = {
     "listener": {"id": "scanners", "ports": [104, 11112], "titles": ["DCMGATE"]},
@@ -23,6 +38,8 @@ _EXAMPLE: dict[str, dict[str, Any]] = {
     "destination": {"id": "pacs", "default": True, "address": "pacs.example.org", "port": 11112, "called": "PACS"},
     "rule": {"id": "stroke-ct", "match": {"calling": "CT1", "modality": "CT", "StudyDescription": ["*STROKE*", "*TRAUMA*"]},
              "destinations": ["pacs"], "priority": "trauma"},
+    "tunnel": {"id": "worklist", "listen": "127.0.0.1:11113", "connect": "ris.example.org:2762", "certificate": "box"},
+    "certificate": {"id": "box", "names": ["gateway.example.org"]},
 }
 
 _HEADINGS = {
@@ -30,6 +47,8 @@ _HEADINGS = {
     "peer": "A scanner or other sender that is known. There may be many; the first that fits counts.",
     "destination": "Where images are delivered. There may be many.",
     "rule": "Which images go where. There may be many; every one that matches adds its destinations, unless one says last.",
+    "tunnel": "A port carried over mutual TLS, for what is not storage: worklist, query, HL7. There may be many.",
+    "certificate": "A key of this box, its certificate, and the authorities whose certificates it trusts. There may be many.",
     "spool": "Where images are kept until every destination has them.",
     "alarm": "Who is told of alarms. `dcmgate status` and the log always show them.",
     "control": "How the commands reach the running gateway.",
@@ -97,7 +116,8 @@ def _key(key: str) -> str:
 
 def render(config: Config) -> str:
     """A whole configuration as TOML, every setting said: `parse` makes the same one of it."""
-    entries: tuple[Any, ...] = (*config.listeners, *config.peers, *config.destinations, *config.rules)
+    entries: tuple[Any, ...] = (*config.listeners, *config.peers, *config.destinations, *config.rules, *config.tunnels,
+                                *config.certificates)
     singles: tuple[Any, ...] = (config.spool, config.alarm, config.control, config.limits)
     return "\n".join([*(f"[[{entry.table}]]\n{_settings(entry)}" for entry in entries),
                       *(f"[{single.table}]\n{_settings(single)}" for single in singles)])
@@ -112,14 +132,17 @@ def _settings(entry: Any) -> str:
 def example() -> str:
     """A whole file with a sentence for each setting; those that start with `#` show their default and change nothing."""
     lines = ["# Configuration of Dcmgate: see `man dcmgate-configuration`, or `dcmgate config check` for what is wrong.",
-             "# A line that starts with # and a name shows a default: take the # away to change it."]
+             "# A line that starts with # and a name shows a default: take the # away to change it. Where the header of an",
+             "# entry is a remark too, there is none: take the \"# \" of the header and of what it needs away to have one."]
     for kind in KINDS:
-        lines += ["", f"# {_HEADINGS[kind.table]}", f"[[{kind.table}]]" if kind in _SEVERAL else f"[{kind.table}]"]
+        remark = "# " if kind in _SHOWN_ONLY else ""
+        lines += ["", f"# {_HEADINGS[kind.table]}", remark + (f"[[{kind.table}]]" if kind in _SEVERAL else f"[{kind.table}]")]
         given = _EXAMPLE.get(kind.table, {})
         for field in fields(kind):
             lines += [f"# {line}" for line in _wrapped(_sentence(field))]
             shown = field.name in given
-            lines.append(f"{'' if shown else '#'}{field.name} = {toml_value(given[field.name] if shown else _default(field))}")
+            value = toml_value(given[field.name] if shown else _default(field))
+            lines.append(f"{remark or ('' if shown else '#')}{field.name} = {value}")
     return "\n".join(lines) + "\n"
 
 

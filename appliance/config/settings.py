@@ -23,6 +23,15 @@ def setting(default: Any, text: str, *, unit: str = "", choices: tuple[str, ...]
 
 PRIORITIES = ("trauma", "stat", "routine", "backfill")
 
+PROFILES = ("bcp195", "bcp195-modified")
+"""Secure transport connection profiles of PS3.15: B.12 and B.13."""
+
+LEGACY = "legacy"
+"""The retired AES profile (PS3.15, B.3), for scanners that speak no other: never on the way out."""
+
+SYSTEM_TRUST = "system"
+"""In place of the id of a `[[certificate]]`: the certification authorities that the system trusts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
@@ -37,6 +46,11 @@ class Listener:
     max_pdu: int = setting(131072, "Largest PDU that we advertise.", unit="bytes", low=4096, high=131072)
     max_associations: int = setting(128, "Associations at once on this listener.", low=1, high=4096)
     max_per_address: int = setting(32, "Associations at once from one address.", low=1, high=4096)
+    tls: str = setting("off", "TLS profile; `legacy` is the retired AES profile, for scanners that speak no other.",
+                       choices=("off", *PROFILES, LEGACY))
+    certificate: str = setting("", "The [[certificate]] that we show, and whose trust anchors a scanner's must come from.")
+    client_certificates: str = setting("required", "Whether a scanner has to show a certificate of its own (with TLS).",
+                                       choices=("required", "optional", "off"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +67,9 @@ class Peer:
     action: str = setting("admit", "Admit it, or accept and hold what it sends, or refuse it.",
                           choices=("admit", "hold", "refuse"))
     silence_alarm: bool = setting(True, "Whether an alarm rises when it is silent for longer than its habit.")
+    certificates: tuple[str, ...] = setting((), "What its certificate must be, any of: \"sha256:\" and the fingerprint of the "
+                                            "certificate, \"dns:\", \"uri:\" or \"email:\" and a subject alternative name; "
+                                            "empty: whatever the listener trusts.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +103,17 @@ class Destination:
     linger_seconds: float = setting(2.0, "How long an idle association is kept for more objects.", unit="s", low=0)
     rate_bytes: int = setting(0, "Most bytes a second to this destination, trauma exempt; 0: no limit.", unit="bytes/s", low=0)
     hours: tuple[str, ...] = setting((), "Times of day in which it is sent to (\"19:00-06:30\"), trauma exempt; empty: always.")
+    tls: str = setting("off", "TLS profile (dimse).", choices=("off", *PROFILES))
+    certificate: str = setting("", "The [[certificate]] that we show; empty: none.")
+    trust: str = setting("", "The [[certificate]] whose trust anchors its certificate must come from; empty: `certificate`; "
+                         "\"system\": the authorities that the system trusts.")
+    server_name: str = setting("", "Name that its certificate must carry; empty: `address`.")
+    pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which its certificate must have one, besides being "
+                                    "trusted; empty: any.")
+    proxy: str = setting("", "HTTP proxy, host:port, through whose CONNECT it is reached; empty: none.")
+    echo_minutes: float = setting(15.0, "A C-ECHO is sent this often (dimse); 0: never.", unit="min", low=0)
+    canary_minutes: float = setting(0.0, "A marked test object is delivered this often, to prove the whole path; 0: never.",
+                                    unit="min", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +136,46 @@ class Rule:
     priority: str = setting("", "Priority class; empty: that of the peer.", choices=("", *PRIORITIES))
     hold: bool = setting(False, "Whether the object waits for a person's `release`.")
     last: bool = setting(False, "Whether later rules are not looked at after this one matched.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """`[[certificate]]`: a key of this box with its certificate, and the authorities it goes with; files are in the store."""
+
+    table: ClassVar[str] = "certificate"
+    id: str = setting(REQUIRED, "Immutable name of this entry, and of its folder in `certificates` below [spool] state.")
+    names: tuple[str, ...] = setting((), "Host names, addresses and URIs of this box that its certificate is asked for.")
+    key_type: str = setting("ec-p256", "Kind of the key that `dcmgate cert request` makes.",
+                            choices=("ec-p256", "ec-p384", "rsa-3072"))
+    est_url: str = setting("", "Server that certificates are enrolled and renewed at (EST, RFC 7030), https://host:port; "
+                           "empty: by hand.")
+    est_label: str = setting("", "Label of the authority on that server; empty: its default.")
+    est_user: str = setting("", "User name for the first enrolment; the password is the store's file `est-password`.")
+    renew_days: float = setting(0.0, "Renewed this long before it expires; 0: when a third of its life is left.", unit="days",
+                                low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunnel:
+    """`[[tunnel]]`: a port carried over mutual TLS, for what the site needs besides storage."""
+
+    table: ClassVar[str] = "tunnel"
+    id: str = setting(REQUIRED, "Immutable name of this entry.")
+    listen: str = setting("", "Local address:port.")
+    connect: str = setting("", "Where it leads, host:port.")
+    side: str = setting("client", "`client`: plain here, TLS to there; `server`: TLS here, plain to there.",
+                        choices=("client", "server"))
+    tls: str = setting("bcp195", "TLS profile.", choices=PROFILES)
+    certificate: str = setting("", "The [[certificate]] that we show.")
+    trust: str = setting("", "The [[certificate]] whose trust anchors the other end's must come from; empty: `certificate`; "
+                         "\"system\": the authorities that the system trusts.")
+    server_name: str = setting("", "Side `client`: name that the server's certificate must carry; empty: that in `connect`.")
+    pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which the other end's certificate must have one; "
+                                    "empty: any.")
+    proxy: str = setting("", "Side `client`: HTTP proxy, host:port, through whose CONNECT it leads; empty: none.")
+    check: str = setting("tcp", "What proves that it is up: a connection through it, or a C-ECHO.", choices=("tcp", "echo"))
+    called: str = setting("", "Called AE title of that C-ECHO.")
+    calling: str = setting("DCMGATE", "Calling AE title of that C-ECHO.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +233,8 @@ class Config:
     peers: tuple[Peer, ...] = ()
     destinations: tuple[Destination, ...] = ()
     rules: tuple[Rule, ...] = ()
+    tunnels: tuple[Tunnel, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
     spool: Spool = field(default_factory=Spool)
     alarm: Alarms = field(default_factory=Alarms)
     control: Control = field(default_factory=Control)
@@ -177,3 +247,9 @@ class Config:
 
     def peer(self, id: str) -> Peer | None:
         return next((p for p in self.peers if p.id == id), None)
+
+    def certificate(self, id: str) -> Certificate | None:
+        return next((c for c in self.certificates if c.id == id), None)
+
+    def tunnel(self, id: str) -> Tunnel | None:
+        return next((t for t in self.tunnels if t.id == id), None)

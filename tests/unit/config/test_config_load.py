@@ -61,7 +61,7 @@ def test_ports_are_numbers_lists_and_ranges(written: str, ports: tuple[int, ...]
 # (what the small file gets added or replaced, line, key, part of the message, part of the mend)
 BAD = [
     ("[[destnation]]\nid = 'x'", 8, "destnation", "no table", '"destination"'),
-    ("[tunnel]\nid = 'x'", 8, "tunnel", "no table", "known are: listener"),
+    ("[proxies]\nid = 'x'", 8, "proxies", "no table", "known are: listener"),
     ("[[peer]]\nid = 'x'\ntitels = ['A']", 10, "peer.x.titels", "no setting", '"titles"'),
     ("[[peer]]\nid = 'x'\npath = 'A'", 10, "peer.x.path", "no setting", "[[destination]]"),
     ("[peer]\nid = 'x'", 8, "peer", "array of tables", "[[peer]]"),
