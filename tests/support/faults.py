@@ -152,8 +152,8 @@ _OPTIONS = "noatime,errors=remount-ro"
 
 
 @contextmanager
-def file_system(mount: Path, mib: int = 64) -> Iterator[Disk]:
-    """A new ext4 of so many MiB at `mount`, which is made."""
+def file_system(mount: Path, mib: int = 64, inodes: int = 0) -> Iterator[Disk]:
+    """A new ext4 of so many MiB at `mount`, which is made; with so many inodes, 0: as many as it takes."""
     need_mounts()
     mount.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -161,19 +161,25 @@ def file_system(mount: Path, mib: int = 64) -> Iterator[Disk]:
         with image.open("wb") as file:
             file.truncate(mib * MIB)
         stack.callback(image.unlink)
-        yield stack.enter_context(_mounted(image, mount))
+        yield stack.enter_context(_mounted(image, mount, "-N", str(inodes)) if inodes else _mounted(image, mount))
 
 
 @contextmanager
-def _mounted(image: Path, mount: Path) -> Iterator[Disk]:
+def _mounted(image: Path, mount: Path, *options: str) -> Iterator[Disk]:
     """A new ext4 in that image or file, through a loop device."""
     device = run("losetup", "-f", "--show", image)
     with ExitStack() as stack:
-        stack.callback(run, "losetup", "-d", device)
-        run("mkfs.ext4", "-q", "-m", "0", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", device)
+        stack.callback(_detach, device)
+        run("mkfs.ext4", "-q", "-m", "0", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", *options, device)
         run("mount", "-o", _OPTIONS, device, mount)
         stack.callback(unmount, device)
         yield Disk(mount, device)
+
+
+def _detach(device: str) -> None:
+    """Let the loop device go; `losetup -D` of somebody else on this machine may have done so when it was unmounted."""
+    done = subprocess.run(["losetup", "-d", device], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 or "No such device" in done.stderr, done.stderr.strip()
 
 
 def unmount(device: str) -> None:
