@@ -190,7 +190,7 @@ class Ground:
 
     def restore(self, name: str) -> None:
         """Everything as that template has it. Nothing may be running."""
-        wait_until(lambda: not self._receiving(), 20, "storescp has ended its associations", every=0.001)
+        self._await_storescp()
         folder = self.folder / "templates" / name
         for part, path in self._parts().items():
             self._copier.copy(str(folder / part), str(path))
@@ -199,11 +199,11 @@ class Ground:
         self.gateway.run.mkdir()
         self.log.write_bytes(b"")
 
-    def _receiving(self) -> str:
-        """The children of storescp: an association each."""
+    def _await_storescp(self) -> None:
+        """Until it has no association (a child each): of one that broke off it deletes the half of an object that it has."""
         assert self.pacs.process is not None
-        pid = self.pacs.process.pid
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        children = Path(f"/proc/{self.pacs.process.pid}/task/{self.pacs.process.pid}/children")
+        wait_until(lambda: not children.read_text(), 20, "storescp has ended its associations", every=0.001)
 
     # --- runs -------------------------------------------------------------------------------------------------------------
 
@@ -326,6 +326,7 @@ class Ground:
 
     def judge(self, *, balance: bool) -> Verdict:
         """What the sender's notes, the two stores, the spool and (where nothing runs) the balance say together."""
+        self._await_storescp()
         found = self.command("balance", "--deep") if balance else None
         return judge(Journal(self.journal_path), {"storescp": read_store(self.pacs.folder),
                                                   "archive": read_archive(self.folder / "archive")},
