@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,15 +26,19 @@ SECTOR = 512
 MIB = 1 << 20
 MAKE = {"ext4": (64, ["mkfs.ext4", "-q", "-b", "4096", "-N", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"]),
         "xfs": (320, ["mkfs.xfs", "-q"])}
+OPTIONS = {"ext4": "noatime", "xfs": "noatime,nouuid"}
+"""Without `nouuid` XFS refuses a second disk of the same identifier, and the first may still be mounted in a mount namespace
+that somebody made meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One write (bytes at an offset) or, with no data, one flush."""
+    """One write (bytes at an offset) or, with no data, one flush. `at`: wall time (ns) at which the disk was given it."""
 
     kind: int
     offset: int
     data: bytes
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,11 @@ class State:
 
 
 def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except subprocess.CalledProcessError as e:
+        e.add_note(e.stderr.decode(errors="replace"))
+        raise
 
 
 def unmount(path: Path) -> None:
@@ -61,25 +70,36 @@ def unmount(path: Path) -> None:
         raise AssertionError(f"somebody still uses {path}: {e.stderr!r}") from e
 
 
-def need_root_and_loops(tmp_path: Path) -> None:
-    """Skip, with the reason, where this machine lets us mount nothing."""
+def why_not(folder: Path) -> str:
+    """Why nothing can be recorded and mounted on this machine; "" where it can."""
     for device in ("/dev/fuse", "/dev/loop-control"):
         if not os.access(device, os.R_OK | os.W_OK):
-            pytest.skip(f"{device} cannot be used here")
-    probe = tmp_path / "probe"
+            return f"{device} cannot be used here"
+    for _, command in MAKE.values():
+        if shutil.which(command[0]) is None:
+            return f"{command[0]} is missing"
+    probe = folder / "probe"
     probe.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "none", str(probe)], capture_output=True, timeout=60, check=False).returncode:
-        pytest.skip("nothing can be mounted here")
+        return "nothing can be mounted here"
     run("umount", str(probe))
+    probe.rmdir()
+    return ""
+
+
+def need_root_and_loops(tmp_path: Path) -> None:
+    """Skip, with the reason, where this machine lets us mount nothing."""
+    if reason := why_not(tmp_path):
+        pytest.skip(reason)
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """Unmounted, it writes its log out and ends by itself."""
+    """Unmounted, it writes its log out and ends by itself; it is told to where a mount namespace of others keeps the mount."""
     try:
-        server.wait(20)
+        server.wait(3)
     except subprocess.TimeoutExpired:
-        server.kill()
-        raise
+        server.terminate()
+        server.wait(20)
 
 
 class RecordedDisk:
@@ -92,7 +112,7 @@ class RecordedDisk:
         self.kind = kind
         self._given = base
         self.mount = work / "mounted"
-        self.mount.mkdir()
+        self.mount.mkdir(exist_ok=True)
         self._file, self._image, self._log = work / "disk", work / "base", work / "log"
         self._stack = ExitStack()
 
@@ -122,8 +142,9 @@ class RecordedDisk:
             loop = subprocess.run(["losetup", "-f", "--show", str(self._file)], check=True, capture_output=True, text=True,
                                   timeout=60).stdout.strip()
             stack.callback(run, "losetup", "-d", loop)
-            run("mount", "-o", "noatime", loop, str(self.mount))
+            run("mount", "-o", OPTIONS[self.kind], loop, str(self.mount))
             stack.callback(unmount, self.mount)
+            stack.callback(run, "sync", "-f", str(self.mount))
         except BaseException:
             stack.close()
             raise
@@ -137,9 +158,19 @@ class RecordedDisk:
         found: list[Record] = []
         with open(self._log, "rb") as log:
             while len(found) < end:
-                kind, offset, length = RECORD.unpack(log.read(RECORD.size))
-                found.append(Record(kind, offset, log.read(length)))
+                kind, offset, length, at = RECORD.unpack(log.read(RECORD.size))
+                found.append(Record(kind, offset, log.read(length), at))
         return found
+
+    def keep(self, folder: Path) -> None:
+        """Copy the record, to be looked at later; after the disk was closed."""
+        for path in (self._image, self._log):
+            run("cp", "--sparse=always", str(path), str(folder / path.name))
+
+    @classmethod
+    def kept(cls, folder: Path, kind: str) -> RecordedDisk:
+        """A record that `keep` left: for `records` and `base` only."""
+        return cls(folder, kind)
 
     def base(self) -> mmap.mmap:
         """A private copy of the disk before the first record."""
@@ -185,9 +216,9 @@ def states(records: Sequence[Record], start: int, count: int, dice: random.Rando
 
 
 @contextmanager
-def mounted(image: Path, mount: Path) -> Iterator[Path]:
+def mounted(image: Path, mount: Path, kind: str) -> Iterator[Path]:
     """A crashed image, mounted as a start-up would: the file system replays its journal."""
-    run("mount", "-o", "loop,noatime", str(image), str(mount))
+    run("mount", "-t", kind, "-o", f"loop,{OPTIONS[kind]}", str(image), str(mount))
     try:
         yield mount
     finally:

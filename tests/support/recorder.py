@@ -5,8 +5,8 @@ Run as a process of its own, because the kernel waits for it:
     python -m tests.support.recorder <mount point: a file> <image> <log>
 
 The image is read into memory and never written back. The log is what a crash
-can be made of: records of `RECORD` (kind, offset, length) and, for a write, its
-bytes. The first 8 bytes of `<log>.count` hold the number of records so far: read
+can be made of: records of `RECORD` (kind, offset, length, when: ns of wall time)
+and, for a write, its bytes. The first 8 bytes of `<log>.count` hold the number of records so far: read
 after a sync has returned, it says which of them happened before that moment.
 It talks to /dev/fuse itself (Linux, include/uapi/linux/fuse.h), so it needs no library.
 """
@@ -17,10 +17,12 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 import struct
 import sys
+import time
 
-RECORD = struct.Struct("<BQI")
+RECORD = struct.Struct("<BQIQ")
 WRITE, FLUSH = 1, 2
 
 _IN = struct.Struct("IIQQIIII")
@@ -52,6 +54,14 @@ class Server:
             raise OSError(ctypes.get_errno(), f"mount: {os.strerror(ctypes.get_errno())}")
 
     def serve(self) -> None:
+        """SIGTERM ends it as well; whatever is still asked then is an I/O error."""
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+        try:
+            self._serve()
+        finally:
+            self._log.flush()
+
+    def _serve(self) -> None:
         while True:
             try:
                 request = os.read(self._fd, _CHUNK + 65536)
@@ -59,7 +69,6 @@ class Server:
                 if e.errno in (errno.EINTR, errno.ENOENT, errno.EAGAIN):
                     continue
                 if e.errno == errno.ENODEV:       # unmounted
-                    self._log.flush()
                     return
                 raise
             _, kind, unique, *_ = _IN.unpack_from(request)
@@ -97,7 +106,7 @@ class Server:
         return struct.pack("QQQQQQIIIIIIIIII", 1, self.size, self.size // 512, 0, 0, 0, 0, 0, 0, 0o100600, 1, 0, 0, 0, 4096, 0)
 
     def _record(self, kind: int, offset: int, data: bytes | memoryview) -> None:
-        self._log.write(RECORD.pack(kind, offset, len(data)))
+        self._log.write(RECORD.pack(kind, offset, len(data), time.time_ns()))
         self._log.write(data)
         self._count += 1
         self._counter[:8] = self._count.to_bytes(8, "little")

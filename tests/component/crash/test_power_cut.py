@@ -139,7 +139,7 @@ def losses(run: Run, work: Path, count: int, *, first_only: bool = False) -> Ite
     mount = work / "after"
     mount.mkdir()
     for state in states(records, run.start, count, random.Random(SEED)):
-        with mounted(images.build(state), mount):
+        with mounted(images.build(state), mount, run.disk.kind):
             try:
                 start_up(mount / "spool", run.promised(state))
             except (AssertionError, DcmgateError) as e:
@@ -265,7 +265,7 @@ def test_the_sampler_keeps_what_was_flushed_and_nothing_else(work: Path) -> None
         mount.mkdir()
         seen: set[tuple[str, ...]] = set()
         for state in states(records, run.start, 40, random.Random(SEED)):
-            with mounted(images.build(state), mount):
+            with mounted(images.build(state), mount, run.disk.kind):
                 there = tuple(name for name in "abc" if (mount / name).exists() and (mount / name).read_bytes() == b"1" * 8192)
                 assert set(there) >= {custody.sop_instance.decode() for custody in run.promised(state)}
                 seen.add(there)

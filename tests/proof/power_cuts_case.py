@@ -1,0 +1,293 @@
+"""One case of the power cuts, in a process of its own: a recorded life, and many of the disks that a power cut may leave of it.
+
+    python -m tests.proof.power_cuts_case '{"kind": "ext4", "direct": true, "seed": 1, "states": 150, …}' <folder>
+    python -m tests.proof.power_cuts_case again <folder kept of a case that failed>
+
+It prints lines of JSON: {"say": …} on the way, {"result": …} at the end. Some
+states are started up on a recorded disk again, and crashed during that; some of
+those once more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests.proof.oracle import Entry
+from tests.proof.power_cuts_judge import Before, Finding, Judge
+from tests.proof.power_cuts_life import Recording, Stored, recorded_life
+from tests.support.crash import Images, Record, RecordedDisk, State, mounted, run, states
+
+GOES_ON = 8
+"""Of so many states one runs on until everything was delivered."""
+
+DEEPER = 30
+"""Of so many states one is started on a recorded disk, and crashed again."""
+
+SECOND, THIRD = 8, 4
+"""States of a recovery that are looked at, and of the recovery of one of those."""
+
+NAMED = 5
+
+_CLONE_NEWNS = 0x00020000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`states`: crash states of the life itself, those of recoveries come on top. `count`: objects of each scanner.
+
+    `mistakes`: what is broken on purpose; `first`: stop at the first state that shows it.
+    """
+
+    kind: str
+    direct: bool
+    seed: int
+    states: int
+    count: int = 40
+    mistakes: tuple[str, ...] = ()
+    first: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.kind, "direct" if self.direct else "cached", str(self.seed), *self.mistakes]).replace(" ", "-")
+
+
+@dataclass(slots=True)
+class Result:
+    """`second` and `third`: states of a recovery, and of the recovery of one of those. `promises`: how often an
+    acknowledged instance was looked for. `caught`: number of the state that showed a mistake first, -1 for none."""
+
+    states: int = 0
+    second: int = 0
+    third: int = 0
+    went_on: int = 0
+    flushes: int = 0
+    acknowledged: int = 0
+    promises: int = 0
+    adopted: int = 0
+    remnants: int = 0
+    void: int = 0
+    lost: int = 0
+    altered: int = 0
+    unaccounted: int = 0
+    caught: int = -1
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+class Enough(Exception):
+    """The mistake has shown."""
+
+
+class Explorer:
+    """Goes through the states of one case; `say` hears of the progress."""
+
+    def __init__(self, case: Case, work: Path, judge: Judge, result: Result, say: Callable[[str], None]) -> None:
+        self._case = case
+        self._work = work
+        self._judge = judge
+        self._result = result
+        self._say = say
+        self._dice = random.Random(f"{case.seed} {case.kind} {case.direct}")
+        self._mount = work / "after"
+        self._mount.mkdir()
+        self.failed: list[tuple[str, State]] = []
+
+    def life(self, recording: Recording) -> None:
+        """The states of the life itself, and from some of them on deeper."""
+        records = recording.disk.records(recording.end)
+        self._result.flushes = sum(1 for record in records if not record.data)
+        self._result.acknowledged = len(recording.acknowledged)
+        images = Images(recording.disk, records, self._work / "crashed")
+        told = time.monotonic()
+        for number, state in enumerate(states(records, recording.start, self._case.states, self._dice)):
+            known = _before(recording, records, state)
+            goes_on = number % GOES_ON == GOES_ON - 1
+            self._look(images.build(state), known, state, goes_on=goes_on)
+            self._result.states += 1
+            if number % DEEPER == DEEPER // 2:
+                self._deeper(images, state, known, 2, SECOND, goes_on=number % (2 * DEEPER) == DEEPER // 2)
+            if time.monotonic() > told + 10:
+                told = time.monotonic()
+                self._say(f"{self._case.name}: {number + 1} of {self._case.states} states")
+
+    def _look(self, image: Path, known: Before, state: State, *, goes_on: bool, what: str = "") -> None:
+        folder = self._work / "start"
+        try:
+            with mounted(image, self._mount, self._case.kind):
+                finding = self._judge.look(self._mount, known, folder, goes_on=goes_on)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._count(finding, known, state, goes_on=goes_on, what=what)
+
+    def _count(self, finding: Finding, known: Before, state: State, *, goes_on: bool, what: str) -> None:
+        result = self._result
+        result.went_on += goes_on
+        result.promises += len(known.promised)
+        for name in ("adopted", "remnants", "void"):
+            setattr(result, name, getattr(result, name) + getattr(finding, name))
+        if finding.holds:
+            return
+        for name in ("lost", "altered", "unaccounted"):
+            setattr(result, name, getattr(result, name) + getattr(finding.verdict, name))
+        text = (f"{self._case.name}{what}: flush {state.flush}, cut at {state.crash}, {len(state.kept)} later writes kept"
+                f"{', everything running' if goes_on else ''}: {finding.as_text()[:500]}")
+        if len(result.failures) < NAMED:
+            result.failures.append(text)
+        if not what:
+            self.failed.append((text, state))
+        if result.caught < 0:
+            result.caught = result.states + result.second + result.third + 1
+        if self._case.first:
+            raise Enough
+
+    def _deeper(self, images: Images, state: State, known: Before, depth: int, count: int, *, goes_on: bool) -> None:
+        """Start up after this cut on a recorded disk, and cut the power during that."""
+        work = self._work / f"recovery{depth}"
+        what = f", recovery {depth - 1} after it"
+        try:
+            work.mkdir()
+            disk = RecordedDisk(work, self._case.kind, images.build(state))
+            with disk:
+                finding = self._judge.look(disk.mount, known, work / "start", goes_on=goes_on, position=lambda: disk.position)
+                end = disk.position
+            self._count(finding, known, state, goes_on=goes_on, what=what)
+            records = disk.records(end)
+            recording = Recording(disk, 0, end, [*known.offered, *(entry for _, entry in finding.more)],
+                                  [*((0, entry) for entry in known.promised), *finding.more], finding.stores)
+            second = Images(disk, records, work / "crashed")
+            chosen = states(records, 0, count, self._dice)
+            deepest = self._dice.randrange(len(chosen)) if depth < 3 else -1
+            for number, next_state in enumerate(chosen):
+                next_known = _before(recording, records, next_state)
+                self._look(second.build(next_state), next_known, next_state, goes_on=number == count - 1, what=what)
+                if depth == 2:
+                    self._result.second += 1
+                else:
+                    self._result.third += 1
+                if number == deepest:
+                    self._deeper(second, next_state, next_known, depth + 1, THIRD, goes_on=False)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _before(recording: Recording, records: list[Record], state: State) -> Before:
+    """The moment of the cut is just before the disk was given record `crash`."""
+    when = records[state.crash].at if state.crash < len(records) else 1 << 63
+    return Before(recording.promised(state), recording.offered, recording.there(when))
+
+
+def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None] = lambda line: None) -> Result:
+    """The whole case in the new folder `work`; where a state fails, what is needed to see it again goes to `kept`."""
+    result = Result()
+    began = time.monotonic()
+    work.mkdir(parents=True)
+    try:
+        with (recorded_life(work, case.kind, seed=case.seed, direct=case.direct, count=case.count,
+                            mistakes=case.mistakes) as recording,
+              Judge(work / "judge", work / "archive", direct=case.direct, mistakes=case.mistakes) as judge):
+            say(f"{case.name}: {len(recording.acknowledged)} acknowledged, recorded in {time.monotonic() - began:.1f} s")
+            explorer = Explorer(case, work, judge, result, say)
+            with suppress(Enough):
+                explorer.life(recording)
+            if explorer.failed and kept is not None:
+                keep(case, recording, explorer.failed, work, kept)
+    except AssertionError as error:
+        # A life that does not get to its end: with a mistake, it has shown; without, it is a failure all the same.
+        result.caught = max(result.caught, 0)
+        result.failures.append(f"{case.name}: the recorded life itself failed: {str(error)[:500]}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    result.seconds = round(time.monotonic() - began, 1)
+    return result
+
+
+# --- to see a state again ---------------------------------------------------------------------------------------------
+
+
+def keep(case: Case, recording: Recording, failed: list[tuple[str, State]], work: Path, kept: Path) -> None:
+    """The record with what is known of it, and the states that failed."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    shutil.copytree(work / "archive", kept / "archive")
+    shutil.copytree(work / "pacs", kept / "pacs")
+    recording.disk.keep(kept)
+    (kept / "case.json").write_text(json.dumps({
+        "case": asdict(case), "start": recording.start, "end": recording.end,
+        "offered": [astuple(entry) for entry in recording.offered],
+        "acknowledged": [[position, astuple(entry)] for position, entry in recording.acknowledged],
+        "stores": {name: [[astuple(copy.entry), copy.since, str(copy.path.relative_to(work))] for copy in copies]
+                   for name, copies in recording.stores.items()},
+        "failed": [[text, astuple(state)] for text, state in failed[:20]]}))
+
+
+def again(kept: Path, work: Path) -> list[str]:
+    """What the states that failed come to now."""
+    found = json.loads((kept / "case.json").read_text())
+    case = Case(**{**found["case"], "mistakes": tuple(found["case"]["mistakes"])})
+    work.mkdir(parents=True)
+    recording = Recording(RecordedDisk.kept(kept, case.kind), found["start"], found["end"],
+                          [Entry(*entry) for entry in found["offered"]],
+                          [(position, Entry(*entry)) for position, entry in found["acknowledged"]],
+                          {name: [Stored(Entry(*entry), since, kept / path) for entry, since, path in copies]
+                           for name, copies in found["stores"].items()})
+    records = recording.disk.records(recording.end)
+    images = Images(recording.disk, records, work / "crashed")
+    lines = []
+    try:
+        (work / "after").mkdir()
+        with Judge(work / "judge", kept / "archive", direct=case.direct, mistakes=case.mistakes) as judge:
+            for number, (text, (flush, crash, later)) in enumerate(found["failed"]):
+                state = State(flush, crash, tuple((index, tuple(sectors)) for index, sectors in later))
+                with mounted(images.build(state), work / "after", case.kind):
+                    finding = judge.look(work / "after", _before(recording, records, state), work / f"start{number}",
+                                         goes_on="everything running" in text)
+                lines += [f"was: {text}", f"now: {finding.as_text() or 'holds'}"]
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return lines
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(143)
+
+
+def _own_mounts() -> None:
+    """A mount namespace of our own: what we mount is nobody else's, and ends with us, however we end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    run("mount", "--make-rprivate", "/")
+
+
+def _print(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    signal.signal(signal.SIGTERM, _unwind)
+    _own_mounts()
+    if arguments[0] == "again":
+        print("\n".join(again(Path(arguments[1]), Path(arguments[1]) / "work")))
+        return
+    settings = json.loads(arguments[0])
+    case = Case(**{**settings, "mistakes": tuple(settings["mistakes"])})
+    kept = Path(arguments[2]) if len(arguments) > 2 else None
+    result = explore(case, Path(arguments[1]), kept, lambda line: _print({"say": line}))
+    _print({"result": asdict(result)})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
