@@ -20,6 +20,10 @@ from appliance.spool.rows import Decision, Deferral, ObjectRow, Parking, Queued,
 SAME_UID_LOOKED_AT = 64
 """Of objects with the same UID only the latest are compared: a sender that uses one UID for everything costs little."""
 
+LATE = "late"
+"""Reason of a delivery that a person has to decide on: the destination was given what arrived later under the same UID. It
+happens where the ledger heard of an object late: after a crash of its receiver, or from two receivers within a second."""
+
 _QUEUED = ("d.number, d.destination, d.seq, d.priority, o.study, d.length, o.class, o.uid, o.syntax, o.digest, d.attempts,"
            " d.faults, d.crashes, d.boot, d.until, o.source")
 _PENDING = frozenset({"waiting", "sending", "deferred"})
@@ -142,11 +146,13 @@ def _decide(t: Transaction, number: int, destination: str, decision: Decision) -
 
 
 def _route(t: Transaction, routing: Routing, entries: Mapping[str, Destination]) -> None:
-    own = t.row("SELECT uid, syntax, digest, called, port FROM objects WHERE number = ? AND routed = 0", (routing.number,))
+    own = t.row("SELECT uid, syntax, digest, called, port, boot, since_boot FROM objects WHERE number = ? AND routed = 0",
+                (routing.number,))
     if own is None:
         return
-    others = t.rows("SELECT number, syntax, digest, called, port, state, file FROM objects WHERE uid = ? AND number <> ?"
-                    " ORDER BY seq DESC LIMIT ?", (own[0], routing.number, SAME_UID_LOOKED_AT))
+    others = t.rows("SELECT number, syntax, digest, called, port, state, file, (boot, since_boot) > (?, ?) FROM objects"
+                    " WHERE uid = ? AND number <> ? ORDER BY seq DESC LIMIT ?",
+                    (own[5], own[6], own[0], routing.number, SAME_UID_LOOKED_AT))
     flags = set(routing.flags)
     if any(other[2] != own[2] and other[5] != "discarded" for other in others):
         flags.add("conflict")
@@ -165,7 +171,8 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
     already: int | None = None
     rival: int | None = None
     ahead: int | None = None
-    for number, syntax, digest, called, port, state, file in others:  # the latest first
+    late = False
+    for number, syntax, digest, called, port, state, file, after in others:  # the latest first
         delivery = t.row("SELECT state, reason FROM deliveries WHERE number = ? AND destination = ?", (number, entry.id))
         if delivery is None:
             continue
@@ -174,7 +181,9 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
         if digest != own[2]:
             if there != "dropped":
                 rival = number if rival is None else rival
-            if ahead is None and (there in _PENDING or (there == "held" and reason == ORDER)):
+            pending = there in _PENDING or (there == "held" and reason == ORDER)
+            late = late or (bool(after) and (pending or there in ("sent", "confirmed")))
+            if ahead is None and pending:
                 ahead = number
         elif (syntax, called, port) == (own[1], own[3], own[4]):
             # Not by a twin that goes before other content: what came last must be what the destination gets last.
@@ -188,6 +197,8 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
         return DeliveryState.HELD, None, "rule"
     if rival is not None and entry.conflict == "hold":
         return DeliveryState.HELD, None, "conflict"
+    if late:
+        return DeliveryState.HELD, None, LATE
     if ahead is not None:
         return DeliveryState.HELD, ahead, ORDER
     return DeliveryState.WAITING, None, ""
