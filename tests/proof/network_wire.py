@@ -109,7 +109,7 @@ def unplugged(argument: dict[str, Any]) -> dict[str, Any]:
             before = dead.carried[0]
             sender = threading.Thread(target=_send, args=(site, [objects.dx(round_, "unplugged", size=6_000_000)], journal))
             sender.start()
-            wait_until(lambda: dead.carried[0] > before + 1_000_000, 30, "the object is under way")   # noqa: B023
+            wait_until(lambda: dead.carried[0] > before + 1_000_000, 90, "the object is under way")   # noqa: B023
             dead.up = False
             sender.join()
             wire.replace(0)

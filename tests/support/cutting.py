@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -231,6 +231,7 @@ class Proxy:
         self.wholes = 0
         """Data sets of which the acceptor was given the last byte."""
         self.connections: list[_Connection] = []
+        self.on_connect: Callable[[], None] = lambda: None
         self.lock = threading.Lock()
         self.over = threading.Event()
         self._thread = threading.Thread(target=self._accept, name=f"proxy {self.port}", daemon=True)
@@ -253,6 +254,7 @@ class Proxy:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            self.on_connect()
             if self.down:
                 reset(sock)
                 continue

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tests.support import measure
 from tests.support.peers import Destination
@@ -89,7 +89,7 @@ class Gateway:
         tables += [("spool", self._spool), ("control", {"run": self.run}), *self._extra]
         self.config.write_text(toml(tables))
 
-    def make(self) -> Gateway:
+    def make(self) -> Self:
         """`spool init`, and `archive init` for every folder destination."""
         self.command("spool", "init")
         for destination in self.destinations:
@@ -97,7 +97,7 @@ class Gateway:
                 self.command("archive", "init", str(destination["path"]))
         return self
 
-    def __enter__(self) -> Gateway:
+    def __enter__(self) -> Self:
         return self.make() if not self.spool.exists() else self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
