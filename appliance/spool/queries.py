@@ -106,10 +106,13 @@ class Questions(LedgerCore):
                                  (uid_text, boot, since_boot)))
 
     def rivalled(self, number: int, destination: str) -> bool:
-        """Whether an object with the same UID and other content was tried at that destination too."""
+        """Whether an object with the same UID and other content was tried at that destination too.
+
+        The events say it: a delivery that was moved elsewhere (requeue, fail-over) has no row there any more.
+        """
         return bool(self._select(
             "SELECT 1 FROM objects own CROSS JOIN objects o ON o.uid = own.uid AND o.digest <> own.digest"
-            " CROSS JOIN deliveries d ON d.number = o.number AND d.destination = ? AND d.attempts > 0"
+            " CROSS JOIN events e ON e.number = o.number AND e.destination = ? AND e.kind = 'attempt'"
             " WHERE own.number = ? LIMIT 1", (destination, number)))
 
     def quarantined(self, limit: int = 1000) -> list[ObjectRow]:
@@ -150,6 +153,7 @@ class Questions(LedgerCore):
 
     # Figures
 
+    @readable
     def counts(self) -> Counts:
         """Everything that is counted, from one snapshot. O(1): no object is looked at."""
         def work(db: apsw.Connection) -> Counts:
@@ -162,6 +166,7 @@ class Questions(LedgerCore):
                           {name[5:]: value for name, value in c.items() if name.startswith("flag:") and value})
         return self._read(work)
 
+    @readable
     def backlog(self) -> list[Backlog]:
         """For each destination (and "" for routing) what it has not got, held and parked objects left out."""
         counts = self.counts()
@@ -195,6 +200,7 @@ class Questions(LedgerCore):
             " GROUP BY s.last_seq, s.study, d.destination ORDER BY s.last_seq DESC, d.destination", (study, study, limit))
         return [StudyRow(*row) for row in rows]
 
+    @readable
     def arrivals(self) -> list[Arrival]:
         """Every source that ever sent, and its habit."""
         return [Arrival(source, peer, count, last_on, last_wall, tuple(json.loads(habit)))

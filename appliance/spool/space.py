@@ -12,6 +12,9 @@ from appliance.spool.layout import Spool, spool_error
 from appliance.spool.ledger import Ledger
 from appliance.spool.slots import Slot
 
+LEAST_INODES = 64
+"""With fewer inodes there is no room, however many bytes are free: what is left is for the ledger's files and quarantine."""
+
 
 def held(ledger: Ledger) -> tuple[int, int]:
     """Bytes of the files of all objects that are held, and the largest data set ever seen. LedgerError."""
@@ -25,7 +28,9 @@ def measure(spool: Spool, held_bytes: int, largest: int) -> Space:
         disk = os.statvfs(spool.path)
     except OSError as e:
         raise spool_error(e, f"cannot ask for the room in {spool.path}") from e
-    return space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize, held_bytes, spool.size, largest)
+    no_inodes = disk.f_files > 0 and disk.f_favail < LEAST_INODES     # 0 files: that file system does not count them
+    free = 0 if no_inodes else disk.f_bavail * disk.f_frsize
+    return space(disk.f_blocks * disk.f_frsize, free, held_bytes, spool.size, largest)
 
 
 class Gauge:

@@ -56,6 +56,13 @@ def test_a_row_that_cannot_be_read_is_damage(bench: Bench) -> None:
 
 
 @pytest.mark.requirement("I2")
+def test_a_queue_in_no_known_state_is_damage(bench: Bench) -> None:
+    edited(bench, "UPDATE queues SET state = 'waitinf'")
+    with pytest.raises(LedgerDamaged, match="cannot be read"):
+        bench.ledger.counts()
+
+
+@pytest.mark.requirement("I2")
 def test_a_hash_that_is_no_hash_breaks_the_chain(bench: Bench) -> None:
     edited(bench, "UPDATE events SET hash = x'' WHERE kind = 'accepted'")
     assert not bench.ledger.verify_chain().whole
