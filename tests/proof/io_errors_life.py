@@ -92,20 +92,24 @@ def late(seed: object) -> list[Instance]:
 class Sender:
     """One scanner, one object after the other, and its notes."""
 
-    def __init__(self, port: int, journal: Journal) -> None:
+    def __init__(self, port: int, journal: Journal, calling: str = "SCANNER") -> None:
         self._port = port
+        self._calling = calling
         self._journal = journal
         self._scanner: Scanner | None = None
         self.told: list[Told] = []
 
-    def send(self, instances: Sequence[Instance]) -> None:
+    def send(self, instances: Sequence[Instance]) -> list[Told]:
+        """All of them, in order, on one association as long as it lives; `told` grows by what is returned."""
+        before = len(self.told)
         contexts = contexts_of([objects.sr(1), objects.ct(1)])
         for instance in instances:
             self._journal.offer(instance)
             began = time.monotonic()
             try:
                 if self._scanner is None:
-                    self._scanner = Scanner(self._port, contexts, timeout=ANSWER_SECONDS + 10).open()
+                    self._scanner = Scanner(self._port, contexts, calling=self._calling,
+                                            timeout=ANSWER_SECONDS + 10).open()
                 heard = f"{self._scanner.store(instance):04X}"
             except Lost as error:
                 self._scanner = None
@@ -113,6 +117,7 @@ class Sender:
             self.told.append(Told(instance, began, time.monotonic(), heard))
             if heard == "0000":
                 self._journal.acknowledge(instance)
+        return self.told[before:]
 
     def break_off(self, instance: Instance) -> None:
         """Half an object, then the line is dead."""
@@ -281,7 +286,7 @@ class Stand:
     def _goes_on(self, outcome: Outcome, sender: Sender, instances: Sequence[Instance]) -> None:
         """A disk that was only slow is used again without a hand."""
         try:
-            wait_until(lambda: sender.send(instances) or sender.told[-1].heard == "0000", 40, "images are taken in", every=0.5)
+            wait_until(lambda: sender.send(instances)[-1].heard == "0000", 40, "images are taken in", every=0.5)
         except Late as error:
             outcome.wrong.append(f"the disk is quick again: {error}")
         sender.close()
