@@ -8,6 +8,7 @@ The attackers call from 127.0.0.2 and up, as other devices of the network would.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import socket
@@ -232,7 +233,8 @@ def connects_and_closes(peer: Peer) -> None:
 
 
 def sixty_four_at_once(peer: Peer) -> None:
-    """Sixty-four scanners that are switched on at the same moment."""
+    """Sixty-four scanners that are switched on at the same moment, and off as they should be: beside them half the places of
+    the listener (max_associations) are free, and nobody may be turned away."""
     for _ in peer.times():
         with contextlib.ExitStack() as stack:
             socks = peer.many(64, stack, per_address=16)
@@ -241,7 +243,12 @@ def sixty_four_at_once(peer: Peer) -> None:
                     sock.sendall(associate_request("DCMGATE", "MANY", [(VERIFICATION, IMPLICIT)]))
             for sock in socks:
                 with contextlib.suppress(OSError):
-                    peer.done[f"answer {sock.recv(1).hex()}"] += 1
+                    peer.done[f"answer {sock.recv(10_000)[:1].hex()}"] += 1
+                    sock.sendall(struct.pack(">BxLL", 5, 4, 0))
+            for sock in socks:
+                with contextlib.suppress(OSError):
+                    while sock.recv(10_000):
+                        pass
 
 
 def disconnects(peer: Peer) -> None:
@@ -343,7 +350,10 @@ def deflated_zeros(mebibytes: int, front: bytes = b"") -> bytes:
 
 
 def bombs(peer: Peer) -> None:
-    """Objects that a decoder dies of: 796 KiB that become 790 MB, sequences 2,000 deep, a million elements, false lengths."""
+    """Objects that a decoder dies of: 796 KiB that become 790 MB, sequences 2,000 deep, a million elements, false lengths.
+
+    Each keeps the limited child busy for a second or two, and what came after it waits to be routed: not more than fifty.
+    """
     big = b"\x09\0\x01\x10UN\0\0" + struct.pack("<L", 800_000_000)
     item = b"\x08\0\x40\x11SQ\0\0" + struct.pack("<L", 0xFFFFFFFF)
     contents = ((objects.DEFLATED, deflated_zeros(790)), (objects.DEFLATED, deflated_zeros(790, big)),
@@ -351,7 +361,7 @@ def bombs(peer: Peer) -> None:
                 (objects.EXPLICIT, item + struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 1_100_000),
                 (objects.DEFLATED, b"\xff" * 5000), (objects.EXPLICIT, b"\x08\0\x05\0UT\0\0\xf0\xff\xff\xff" + b"x" * 100),
                 (IMPLICIT, b"\xff" * 70_000), (objects.EXPLICIT, b"\x08\0\x60\0CS\2\0CT" * 100_000))
-    for number in peer.times():
+    for number in itertools.islice(peer.times(), 6):
         peer.store(*(Instance(objects.SR, objects.uid("bomb", peer.seed, number, n), syntax, (content,))
                      for n, (syntax, content) in enumerate(contents)))
 
