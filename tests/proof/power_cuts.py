@@ -14,6 +14,7 @@ command that looks at it again. `cases.jsonl` has one line for each case.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -129,6 +130,8 @@ def run_case(case: Case, work: Path, kept: Path, say: Callable[[str], None],
              running: dict[str, subprocess.Popen[str]] | None = None) -> Result:
     """One case in a process of its own; what it says on the way goes to `say`."""
     log = work.with_name(work.name + ".log")
+    for left in _folders(kept):
+        shutil.rmtree(left, ignore_errors=True)
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.proof.power_cuts_case", json.dumps(asdict(case)), str(work), str(kept)], cwd=ROOT,
@@ -154,9 +157,13 @@ def run_case(case: Case, work: Path, kept: Path, say: Callable[[str], None],
     if result is None:
         tail = " | ".join(log.read_text(errors="replace").splitlines()[-6:])
         return Result(failures=[f"{case.name}: the case ended with {process.returncode}: {tail[-800:]}"])
-    if result.failures and (kept / "case.json").exists():
-        result.failures.append(f"see again: python -m tests.proof.power_cuts_case again {kept}")
+    result.failures += [f"see again: python -m tests.proof.power_cuts_case again {folder}" for folder in _folders(kept)]
     return result
+
+
+def _folders(kept: Path) -> list[Path]:
+    """What a case kept: the record of its life, and those of recoveries."""
+    return [folder for folder in (kept, *sorted(kept.parent.glob(f"{kept.name}-recovery*"))) if folder.is_dir()]
 
 
 def _written(book: Path, version: str) -> Iterator[tuple[str, Result]]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from tests.proof.oracle import Entry
 from tests.proof.power_cuts_judge import Before, Finding, Judge
-from tests.proof.power_cuts_life import Recording, Stored, recorded_life
+from tests.proof.power_cuts_life import MARKER, Recording, Stored, recorded_life
 from tests.support.crash import Images, Record, RecordedDisk, State, mounted, run, states
 
 GOES_ON = 8
@@ -91,21 +91,33 @@ class Enough(Exception):
 
 
 class Explorer:
-    """Goes through the states of one case; `say` hears of the progress."""
+    """Goes through the states of one case; `say` hears of the progress, what failed is kept in `kept`."""
 
-    def __init__(self, case: Case, work: Path, judge: Judge, result: Result, say: Callable[[str], None]) -> None:
+    def __init__(self, case: Case, work: Path, judge: Judge, result: Result, kept: Path | None,
+                 say: Callable[[str], None]) -> None:
         self._case = case
         self._work = work
         self._judge = judge
         self._result = result
+        self._kept = kept
         self._say = say
         self._dice = random.Random(f"{case.seed} {case.kind} {case.direct}")
         self._mount = work / "after"
         self._mount.mkdir()
-        self.failed: list[tuple[str, State]] = []
+        self._failed: list[tuple[str, State]] = []
 
     def life(self, recording: Recording) -> None:
         """The states of the life itself, and from some of them on deeper."""
+        try:
+            self._life(recording)
+        finally:
+            self._keep(recording, self._kept)
+
+    def _keep(self, recording: Recording, kept: Path | None) -> None:
+        if self._failed and kept is not None:
+            keep(self._case, recording, self._failed, self._work / "archive", kept)
+
+    def _life(self, recording: Recording) -> None:
         records = recording.disk.records(recording.end)
         self._result.flushes = sum(1 for record in records if not record.data)
         self._result.acknowledged = len(recording.acknowledged)
@@ -145,8 +157,7 @@ class Explorer:
                 f"{', everything running' if goes_on else ''}: {finding.as_text()[:500]}")
         if len(result.failures) < NAMED:
             result.failures.append(text)
-        if not what:
-            self.failed.append((text, state))
+        self._failed.append((text, state))
         if result.caught < 0:
             result.caught = result.states + result.second + result.third + 1
         if self._case.first:
@@ -155,17 +166,21 @@ class Explorer:
     def _deeper(self, images: Images, state: State, known: Before, depth: int, count: int, *, goes_on: bool) -> None:
         """Start up after this cut on a recorded disk, and cut the power during that."""
         work = self._work / f"recovery{depth}"
-        what = f", recovery {depth - 1} after it"
+        what = f", recovery {depth - 1} after a cut at {state.crash}"
+        above, self._failed = self._failed, []
+        recording: Recording | None = None
         try:
             work.mkdir()
             disk = RecordedDisk(work, self._case.kind, images.build(state))
             with disk:
                 finding = self._judge.look(disk.mount, known, work / "start", goes_on=goes_on, position=lambda: disk.position)
                 end = disk.position
-            self._count(finding, known, state, goes_on=goes_on, what=what)
-            records = disk.records(end)
+            self._failed = above
+            self._count(finding, known, state, goes_on=goes_on, what="")
+            self._failed = []
             recording = Recording(disk, 0, end, [*known.offered, *(entry for _, entry in finding.more)],
                                   [*((0, entry) for entry in known.promised), *finding.more], finding.stores)
+            records = disk.records(end)
             second = Images(disk, records, work / "crashed")
             chosen = states(records, 0, count, self._dice)
             deepest = self._dice.randrange(len(chosen)) if depth < 3 else -1
@@ -179,6 +194,9 @@ class Explorer:
                 if number == deepest:
                     self._deeper(second, next_state, next_known, depth + 1, THIRD, goes_on=False)
         finally:
+            if recording is not None and self._kept is not None:
+                self._keep(recording, self._kept.with_name(f"{self._kept.name}-recovery{depth}-at-{state.crash}"))
+            self._failed = above
             shutil.rmtree(work, ignore_errors=True)
 
 
@@ -198,11 +216,8 @@ def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None
                             mistakes=case.mistakes) as recording,
               Judge(work / "judge", work / "archive", direct=case.direct, mistakes=case.mistakes) as judge):
             say(f"{case.name}: {len(recording.acknowledged)} acknowledged, recorded in {time.monotonic() - began:.1f} s")
-            explorer = Explorer(case, work, judge, result, say)
             with suppress(Enough):
-                explorer.life(recording)
-            if explorer.failed and kept is not None:
-                keep(case, recording, explorer.failed, work, kept)
+                Explorer(case, work, judge, result, kept, say).life(recording)
     except AssertionError as error:
         # A life that does not get to its end: with a mistake, it has shown; without, it is a failure all the same.
         result.caught = max(result.caught, 0)
@@ -216,19 +231,25 @@ def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None
 # --- to see a state again ---------------------------------------------------------------------------------------------
 
 
-def keep(case: Case, recording: Recording, failed: list[tuple[str, State]], work: Path, kept: Path) -> None:
+def keep(case: Case, recording: Recording, failed: list[tuple[str, State]], archive: Path, kept: Path) -> None:
     """The record with what is known of it, and the states that failed."""
     shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    shutil.copytree(work / "archive", kept / "archive")
-    shutil.copytree(work / "pacs", kept / "pacs")
+    (kept / "archive").mkdir(parents=True)
+    shutil.copy(archive / MARKER, kept / "archive" / MARKER)
     recording.disk.keep(kept)
+    stores: dict[str, list[Any]] = {name: [] for name in recording.stores}
+    for name, copies in recording.stores.items():
+        for copy in copies:
+            # Of the archive the folders count, of storescp only the file.
+            place = Path(name, copy.path.relative_to(copy.path.parents[2]) if name == "archive" else copy.path.name)
+            (kept / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(copy.path, kept / place)
+            stores[name].append([astuple(copy.entry), copy.since, str(place)])
     (kept / "case.json").write_text(json.dumps({
         "case": asdict(case), "start": recording.start, "end": recording.end,
         "offered": [astuple(entry) for entry in recording.offered],
         "acknowledged": [[position, astuple(entry)] for position, entry in recording.acknowledged],
-        "stores": {name: [[astuple(copy.entry), copy.since, str(copy.path.relative_to(work))] for copy in copies]
-                   for name, copies in recording.stores.items()},
+        "stores": stores,
         "failed": [[text, astuple(state)] for text, state in failed[:20]]}))
 
 
@@ -240,8 +261,8 @@ def again(kept: Path, work: Path) -> list[str]:
     recording = Recording(RecordedDisk.kept(kept, case.kind), found["start"], found["end"],
                           [Entry(*entry) for entry in found["offered"]],
                           [(position, Entry(*entry)) for position, entry in found["acknowledged"]],
-                          {name: [Stored(Entry(*entry), since, kept / path) for entry, since, path in copies]
-                           for name, copies in found["stores"].items()})
+                          {name: [Stored(Entry(*entry), since, kept / path) for entry, since, path in found["stores"][name]]
+                           for name in found["stores"]})
     records = recording.disk.records(recording.end)
     images = Images(recording.disk, records, work / "crashed")
     lines = []

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Judge:
         pacs = self._pacs
         assert pacs is not None
         self._count += 1
-        for path in (folder, folder / "run", folder / "pacs"):
+        for path in (folder, folder / "pacs"):
             path.mkdir()
         archive, port, number = folder / "archive", free_port(), self._count
         if goes_on:
@@ -105,12 +106,13 @@ class Judge:
         told = Inside(f"cut-{os.getpid()}-{number}", inside.now(), self._direct, str(folder / "times"), "",
                       mistakes=self._mistakes)
 
-        def work() -> dict[str, Any]:
-            inside.apply(told)
-            config = _config(folder, mount / "spool", archive, port, pacs.port)
-            return go_on(config, port, position, number) if goes_on else start_up(config, position, number)
+        with tempfile.TemporaryDirectory(prefix="dg-") as sockets:     # whose paths may have 107 bytes
+            def work() -> dict[str, Any]:
+                inside.apply(told)
+                config = _config(folder, mount / "spool", archive, port, pacs.port, sockets)
+                return go_on(config, port, position, number) if goes_on else start_up(config, position, number)
 
-        answer = _in_a_child(work, folder / "log")
+            answer = _in_a_child(work, folder / "log")
         if "fault" in answer:
             # Of what was promised it can still be said whether it is there.
             verdict = oracle.judge(known.promised, _entries(known.there), spool=mount / "spool")
@@ -151,7 +153,7 @@ def _entries(stores: dict[str, list[Stored]]) -> dict[str, list[Entry]]:
     return {name: [copy.entry for copy in copies] for name, copies in stores.items()}
 
 
-def _config(folder: Path, spool: Path, archive: Path, port: int, pacs: int) -> Path:
+def _config(folder: Path, spool: Path, archive: Path, port: int, pacs: int, sockets: str) -> Path:
     """As that of the life, with the places of this state; the identifier that is expected is the spool's own."""
     uuid = json.loads((spool / "SPOOL-ID").read_bytes())["uuid"]
     path = folder / "dcmgate.toml"
@@ -159,7 +161,7 @@ def _config(folder: Path, spool: Path, archive: Path, port: int, pacs: int) -> P
         ("[listener]", {"id": "modality", "address": "127.0.0.1", "ports": [port], "unknown": "admit"}),
         *(("[destination]", table) for table in destinations(pacs, archive)),
         ("spool", {"path": spool, "uuid": uuid, "state": folder / "state", "receivers": 1, **RETENTION}),
-        ("control", {"run": folder / "run"})]))
+        ("control", {"run": sockets})]))
     return path
 
 

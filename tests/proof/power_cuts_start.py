@@ -80,7 +80,7 @@ def go_on(config: Path, port: int, position: Position, count: int) -> dict[str, 
                                               objects.sr(1, f"after {count}", patient=9100)])
 
         def settled() -> bool:
-            kick.send(config.parent / "run" / kick.KEEPER)
+            kick.send(Path(box.config.control.run) / kick.KEEPER)
             if parked := ledger.stuck(DeliveryState.PARKED):     # killed twice at it before the power failed: a person's turn
                 ledger.requeue([row.number for row in parked], "test", states=("parked",))
             counts = ledger.counts()
