@@ -57,8 +57,8 @@ TARGETS: dict[str, tuple[float, tuple[str, ...]]] = {
     "pdus": (1, _DICOM), "pdu_meaning": (2, _DICOM), "acceptor": (4, _DICOM), "messages": (4, _DICOM), "requestor": (2, _DICOM),
     "commands": (1, _DICOM), "heads": (1, _DICOM), "elements": (2, _TAGS), "element_meaning": (3, _TAGS),
     "deflated": (1, _TAGS), "recoding": (3, _TAGS), "recoding_meaning": (3, _TAGS), "text": (0.5, _DICOM),
-    "replies": (0.2, ("appliance/sandbox/parent.py",)), "live": (6, _LIVE), "structured_pdus": (1, _DICOM), "structured_messages": (2, _DICOM),
-    "structured_data_sets": (3, _TAGS), "structured_heads": (1, _DICOM),
+    "replies": (0.2, ("appliance/sandbox/parent.py",)), "live": (6, _LIVE), "structured_pdus": (1, _DICOM),
+    "structured_messages": (2, _DICOM), "structured_data_sets": (3, _TAGS), "structured_heads": (1, _DICOM),
 }
 """Name → its share of the time, and the code that it reaches."""
 
