@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -117,16 +118,23 @@ class ByEvidence:
             return 0
         try:
             found = {e.number: e for e in self._proof.look([p.sent for p in batch.values()])}
+            changed = self._settle(batch, found, on)
         except Unavailable as error:
+            self._later(batch, on)
             self._failed(str(error), now)
-            for number in batch:
-                heapq.heappush(self._due, (on, number))
             return 0
+        except BaseException:
+            self._later(batch, on)                   # nothing became durable for sure: they are looked for again
+            raise
         if self._failures:
             log.info("the destination can be asked again", destination=self._destination.id)
         unknown = [e.text for e in found.values() if e.verdict is Verdict.UNKNOWN]
         self._failures, self._trouble = 0, unknown[0] if len(unknown) == len(batch) else ""
-        return self._settle(batch, found, on)
+        return changed
+
+    def _later(self, numbers: Iterable[int], due: int) -> None:
+        for number in numbers:
+            heapq.heappush(self._due, (due, number))
 
     def wait(self) -> float:
         blocked = max(0.0, (self._not_before - self._clock.boot_ns()) / SECOND)
@@ -171,20 +179,28 @@ class ByEvidence:
     def _settle(self, batch: dict[int, _Pending], found: dict[int, Evidence], on: int) -> int:
         present: list[Confirmation] = []
         gone: list[tuple[int, str]] = []
+        again: list[tuple[int, int]] = []            # (powered-on ns, number)
+        missed: list[_Pending] = []
         for number, pending in batch.items():
             evidence = found.get(number) or Evidence(number, Verdict.UNKNOWN, "nothing was said of it")
             if evidence.verdict is Verdict.PRESENT:
                 present.append(Confirmation(number, self._destination.id, evidence.text))
             elif evidence.verdict is Verdict.UNKNOWN:
-                heapq.heappush(self._due, (on + UNKNOWN_SECONDS * SECOND, number))
+                again.append((on + UNKNOWN_SECONDS * SECOND, number))
             elif (after := self._next_pause(pending)) is None:
                 gone.append((number, self._destination.id))
                 log.warning("the destination does not have what it said it stored: it is sent again",
                             number=number_text(number), destination=self._destination.id, evidence=evidence.text)
             else:
-                heapq.heappush(self._due, (on + after, number))
+                again.append((on + after, number))
+                missed.append(pending)
         changed = self._ledger.confirm(present)
         changed += self._ledger.unconfirm(gone, f"read-back: missing after {len(PAUSES)} looks")
+        # Only what is durable counts: where the ledger failed, all of them are due as before.
+        for due, number in again:
+            heapq.heappush(self._due, (due, number))
+        for pending in missed:
+            pending.tries += 1
         for number in [c.number for c in present] + [number for number, _ in gone]:
             del self._pending[number]
         self._missed.difference_update(c.number for c in present)
@@ -192,8 +208,8 @@ class ByEvidence:
         return changed
 
     def _next_pause(self, pending: _Pending) -> int | None:
+        """Nanoseconds until the look after this one; None where this was the last."""
         if pending.cycles < 0:
             pending.cycles = sum(e.kind == "unconfirmed" and e.destination == self._destination.id
                                  for e in self._ledger.history(pending.sent.number))
-        pending.tries += 1
-        return pause(pending.tries, pending.cycles)
+        return pause(pending.tries + 1, pending.cycles)
