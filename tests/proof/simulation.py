@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.proof.simulation_box import Setting
+from tests.proof.simulation_disk import ENDLESS
 from tests.proof.simulation_examine import quiet_end
 from tests.proof.simulation_steps import VOCABULARY, Script, Steps
 from tests.proof.simulation_world import World
@@ -47,15 +48,14 @@ class Case:
 def case_of(seed: int, steps: int = STEPS) -> Case:
     """Everything that a seed says."""
     dice = random.Random(seed)
-    setting = Setting(dice.randrange(1 << 30), dice.choice((1 << 40, 1 << 40, 400_000)), dice.random() < 0.7, dice.random() < 0.5,
-                      dice.choice((1, 3, 8)), dice.choice((1, 1, 2)))
+    setting = Setting(dice=dice.randrange(1 << 30), total=dice.choice((ENDLESS, ENDLESS, 400_000)),
+                      takes_direct=dice.random() < 0.7, keeps_first=dice.random() < 0.5, window=dice.choice((1, 3, 8)),
+                      associations=dice.choice((1, 1, 2)))
     names = list(VOCABULARY)
     # Of the rarer things, some worlds know only a few: so that long undisturbed stretches happen too.
     weights = [weight if weight > 3 or dice.random() < 0.6 else 0 for weight, _ in VOCABULARY.values()]
-    script = []
-    for name in dice.choices(names, weights, k=steps):
-        script.append((name, {argument: dice.randint(0, most) for argument, most in VOCABULARY[name][1].items()}))
-    return Case(setting, script)
+    return Case(setting, [(name, {argument: dice.randint(0, most) for argument, most in VOCABULARY[name][1].items()})
+                          for name in dice.choices(names, weights, k=steps)])
 
 
 @contextmanager
@@ -105,7 +105,8 @@ def main(arguments: list[str]) -> int:
                 print(f"walk {seed}, step {case.steps} {case.script[case.steps - 1]}:", flush=True)
                 for name, detail in case.found[:4]:
                     print(f"   {name}: {detail}")
-    print(f"{options.walks} walks, {steps} steps, {acknowledged} acknowledged, {failed} failed, {time.monotonic() - began:.1f} s")
+    print(f"{options.walks} walks, {steps} steps, {acknowledged} acknowledged, {failed} failed,"
+          f" {time.monotonic() - began:.1f} s")
     for name, count in sorted(done.items()):
         print(f"{count:8} {name}")
     return 1 if failed else 0

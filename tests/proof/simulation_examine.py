@@ -68,7 +68,7 @@ def _row(world: World, one: Instance, state: str, file: int, complete: int | Non
     elif complete is not None and one.acknowledged and not one.discarded:
         unproved = [duty for duty in world.oracle.counted(one) if world.oracle.proved_at(one, duty, now) is None]
         check("I4 deletes only what is proved", not unproved,
-              f"{number:x} ({uid}) counts as complete, and {[sorted(duty.sites) for duty in unproved]} did not prove it")
+              f"{number:x} ({uid}) counts as complete, and {' and '.join(map(str, unproved))} did not prove it")
 
 
 def _deliveries(world: World, now: int) -> None:
@@ -170,6 +170,8 @@ def _patient_person(world: World) -> None:
     verbs = handlers(Desk(world.spool, keeper.ledger, lambda: world.config, keeper._reload_by_person, lambda: None))
     held = [f"{row[0]:x}" for row in world.look_up(
         "SELECT DISTINCT number FROM deliveries WHERE state = 'held' AND reason <> 'order'")]
+    late = {row[0] for row in world.look_up("SELECT number FROM deliveries WHERE state = 'held' AND reason = 'late'")}
+    world.oracle.disturbed |= {world.oracle.instances[number].uid for number in late}
     parked = {row[0] for row in world.look_up("SELECT DISTINCT destination FROM deliveries WHERE state = 'parked'")}
     with suppress(DcmgateError):
         if held:

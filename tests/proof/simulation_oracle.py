@@ -54,11 +54,14 @@ Content = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Duty:
-    """One destination that an object is owed to, or any of several; a success counts from `since` (powered-on ns) on."""
+    """One destination that an object is owed to, or any of several: each with the powered-on time (ns) since which what it
+    says counts."""
 
-    sites: set[str]
-    since: int
+    sites: dict[str, int]
     required: bool = True
+
+    def __str__(self) -> str:
+        return "/".join(sorted(self.sites))
 
 
 @dataclass(slots=True)
@@ -157,7 +160,7 @@ class Oracle:
                 # What was stored just now, and is not durable at the forwarder yet, is as good as a twin that waits.
                 since = min([now, *(self.successes[key][-1] for key in self.unsettled
                                     if key[0] in alternatives and key[1] == one.content)])
-            one.duties.append(Duty(set(alternatives), since, required))
+            one.duties.append(Duty(dict.fromkeys(alternatives, since), required))
 
     # What destinations saw
 
@@ -203,18 +206,18 @@ class Oracle:
     # What is true of a duty
 
     def delivered(self, one: Instance, duty: Duty) -> bool:
-        return any(at >= duty.since for site in duty.sites for at in self.successes.get((site, one.content), ()))
+        return any(at >= since for site, since in duty.sites.items() for at in self.successes.get((site, one.content), ()))
 
     def proved_at(self, one: Instance, duty: Duty, now: int) -> int | None:
         """Since when (powered-on ns) some destination of the duty has given the proof that it declares."""
         times = []
-        for site in duty.sites:
+        for site, since in duty.sites.items():
             terms = self.terms[site]
             if terms.proof == "readback":
-                times += [at for at in self.listings.get((site, one.uid, one.content[2]), ()) if at >= duty.since]
+                times += [at for at in self.listings.get((site, one.uid, one.content[2]), ()) if at >= since]
             else:
                 times += [at + terms.status_ns for at in self.successes.get((site, one.content), ())
-                          if at >= duty.since and at + terms.status_ns <= now]
+                          if at >= since and at + terms.status_ns <= now]
         return min(times, default=None)
 
     def can_be_proved(self, one: Instance, duty: Duty) -> bool:
@@ -242,7 +245,7 @@ class Oracle:
         if one.discarded:
             return
         unproved = [duty for duty in self.counted(one) if self.proved_at(one, duty, now) is None]
-        names = " and ".join("/".join(sorted(duty.sites)) for duty in unproved)
+        names = " and ".join(map(str, unproved))
         self.check("I4 deletes only what is proved", one.duties and not unproved,
                    f"{number:x} ({one.uid}) goes, and {names} did not prove it")
         if not unproved and one.duties:
@@ -258,20 +261,19 @@ class Oracle:
             if not one.owed:
                 continue
             for duty in one.duties:
-                where = "/".join(sorted(duty.sites))
                 if one.number in self.gone and duty not in self.counted(one):
                     continue                         # optional: it may miss what all the others have proved
                 there = self.check("I9 at least once", self.delivered(one, duty),
-                                   f"{one.number:x} ({one.uid}) never got to {where}")
+                                   f"{one.number:x} ({one.uid}) never got to {duty}")
                 if there and duty in self.counted(one) and self.can_be_proved(one, duty):
                     self.check("I9 proved in the end", self.proved_at(one, duty, now) is not None,
-                               f"{one.number:x} ({one.uid}) was never proved by {where}")
+                               f"{one.number:x} ({one.uid}) was never proved by {duty}")
         for (site, uid), contents in self.arrivals.items():
             if uid in self.disturbed:
                 continue
-            owed = [one for one in self.instances.values() if one.uid == uid and one.acknowledged
-                    and any(site in duty.sites for duty in one.duties)]
-            if owed and all(one.owed and duty.sites == {site} for one in owed for duty in one.duties if site in duty.sites):
+            owed = [one for one in self.instances.values() if one.uid == uid and site in one.ever]
+            alone = all(set(duty.sites) == {site} for one in owed for duty in one.duties if site in duty.sites)
+            if owed and alone and self.terms[site].resend and all(one.owed for one in owed):
                 last = max(owed, key=lambda one: one.order)
                 self.check("I7 order of arrival", contents[-1][2] == last.content[2],
                            f"{site} got {uid} last with content {contents[-1][2][:8]}, {last.content[2][:8]} came in last")

@@ -366,18 +366,18 @@ class Steps:
                    *(oracle.successes[key][-1] for key in oracle.unsettled if key[1] == one.content)])
         for duty in [duty for duty in one.duties if where in duty.sites]:
             if target is None:
-                duty.since = now
+                duty.sites[where] = now
             elif target != where:
-                sites = {target} | ({FAIL_OVER[target]} if target in FAIL_OVER else set())
+                # Where it was sent already, it need not go again; nor to who stands in for the target.
                 there = any(target in each.sites for each in one.duties)
-                one.ever |= sites
+                sites = {target: -1 if there or leniently else now, **({FAIL_OVER[target]: -1} if target in FAIL_OVER else {})}
+                one.ever.update(sites)
                 if leniently:
-                    duty.sites |= sites
-                    duty.since = -1
+                    duty.sites.update(sites)
                 else:
                     if not proved:
                         one.duties.remove(duty)
-                    one.duties.append(Duty(sites, -1 if there else now, duty.required))
+                    one.duties.append(Duty(sites, duty.required))
 
     # --- destinations -----------------------------------------------------------------------------------------------------
 

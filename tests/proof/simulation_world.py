@@ -154,12 +154,12 @@ class World:
         if process.fuse is not None:
             process.fuse -= 1
             if process.fuse < 0:
+                self.blackout = self.blackout or process.power
                 self._die(process)
                 raise Crash(what)
 
     def _die(self, process: Process) -> None:
         process.dead = True
-        self.blackout = self.blackout or process.power
         if self.sender is not None and process is self.sender.process:
             notes = self.folder / "run" / underway.NAME
             self._notes = notes.read_bytes() if notes.exists() else b""
