@@ -258,10 +258,12 @@ class Questions(LedgerCore):
 
 def _configurations(db: apsw.Connection) -> list[str]:
     """Generations whose text is not the one that was put in force."""
-    bodies = [events.parse(text) for (text,) in db.execute("SELECT body FROM events WHERE kind = 'configured'")]
-    noted: dict[Any, Any] = {body.get("generation"): body.get("hash") for body in bodies}
-    kept: dict[Any, Any] = {generation: blake3(text.encode()).hexdigest() for generation, text in
-                            db.execute("SELECT generation, text FROM configurations")}
+    noted: dict[Any, Any] = {}
+    for text, wall in db.execute("SELECT body, wall FROM events WHERE kind = 'configured'"):
+        body = events.parse(text)
+        noted[body.get("generation")] = body.get("hash"), body.get("by"), wall
+    kept: dict[Any, Any] = {generation: (blake3(text.encode()).hexdigest(), by, wall) for generation, text, by, wall in
+                            db.execute("SELECT generation, text, by, wall FROM configurations")}
     return [f"configurations: generation {number} is not the one that was put in force"
             for number in sorted(noted.keys() | kept.keys(), key=str) if noted.get(number) != kept.get(number)]
 
