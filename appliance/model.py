@@ -81,7 +81,7 @@ class Source:
 
     `calling` and `called` are decoded and stripped; the raw fields are the 16
     bytes as received. `peer` is the id of the `[[peer]]` entry that admitted it,
-    empty for an unknown one. `certificate` is the SHA-256 fingerprint in hex.
+    empty for an unknown one. `certificate` is "sha256:" and the fingerprint of its certificate in hex, empty without one.
     """
 
     listener: str = ""

@@ -9,6 +9,7 @@ from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.cli.text import safe, table, when
 from appliance.model import escape
+from appliance.spool.rows import Knock
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -38,12 +39,17 @@ def seen(site: Site, arguments: argparse.Namespace) -> int:
     if knocks:
         site.say()
         site.say(table(("KNOCKED", "CALLED", "ADDRESS", "TIMES", "LAST", "ANSWER", "WHY"),
-                       [[_title(k.title), _title(k.called), k.address, str(k.count), when(k.last_wall), k.verdict, safe(k.text)]
+                       [[*_titles(k), k.address, str(k.count), when(k.last_wall), k.verdict, safe(k.text)]
                         for k in knocks], right=(3,), columns=site.columns))
-    first = next((k for k in knocks if k.verdict != "accept"), None)
+    first = next((k for k in knocks if k.verdict not in ("accept", "tls")), None)
     if first is not None:
         site.say(site.dim(f'to let one in: dcmgate admit "{escape(first.title)}" {first.address}, or write a [[peer]] for it'))
     return exits.OK
+
+
+def _titles(knock: Knock) -> tuple[str, str]:
+    """Both titles; there are none yet where TLS failed."""
+    return ("-", "-") if knock.verdict == "tls" else (_title(knock.title), _title(knock.called))
 
 
 def _title(title: str) -> str:

@@ -17,6 +17,11 @@ import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 
+from appliance.net.secure import Secure
+
+Stream = socket.socket | Secure
+"""A connection, plain or not."""
+
 BACKLOG = 512
 """Connections that the kernel keeps for us: 64 scanners that connect at once must not wait (hazards.md: ≥ 128)."""
 
@@ -84,12 +89,12 @@ def listen(address: str, port: int, given: Inherited | None = None) -> socket.so
 # --- what a socket is set to --------------------------------------------------------------------------------------------
 
 
-def no_delay(sock: socket.socket) -> None:
+def no_delay(sock: Stream) -> None:
     """No Nagle: a PDU goes out when it is written (hazards.md: 50 ms an image otherwise)."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def quick_ack(sock: socket.socket) -> None:
+def quick_ack(sock: Stream) -> None:
     """Acknowledge now what was received: to be renewed after each short read, because the kernel forgets it (tcp(7)).
 
     A peer with Nagle on holds the rest of its PDU until our acknowledgement.
@@ -97,7 +102,7 @@ def quick_ack(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def set_timeouts(sock: socket.socket, *, receive: float | None = None, send: float | None = None) -> None:
+def set_timeouts(sock: Stream, *, receive: float | None = None, send: float | None = None) -> None:
     """Longest time in one read or write without a single byte, in seconds; then BlockingIOError."""
     for option, seconds in ((socket.SO_RCVTIMEO, receive), (socket.SO_SNDTIMEO, send)):
         if seconds is not None:
@@ -105,13 +110,15 @@ def set_timeouts(sock: socket.socket, *, receive: float | None = None, send: flo
             sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *divmod(micro, 1_000_000)))
 
 
-def unacknowledged(sock: socket.socket) -> int:
+def unacknowledged(sock: Stream) -> int:
     """Bytes written to the socket that the peer's system has not acknowledged: while this falls, there is progress."""
     return int(struct.unpack("@i", fcntl.ioctl(sock.fileno(), _OUTQ, b"\0\0\0\0"))[0])
 
 
-def is_quiet(sock: socket.socket) -> bool:
+def is_quiet(sock: Stream) -> bool:
     """Whether nothing waits to be read: no bytes, no end of file, no error."""
+    if isinstance(sock, Secure):
+        return sock.is_quiet()
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+from appliance.config.secure import bound_to
 from appliance.config.settings import Listener, Peer
 from appliance.model import escape
 
@@ -81,15 +82,23 @@ def inside(address: str, subnets: Iterable[str]) -> bool:
     return False
 
 
-def admit(listener: Listener, peers: Sequence[Peer], admitted: Admitted, calling: str, called: str, address: str) -> Admission:
+def admit(listener: Listener, peers: Sequence[Peer], admitted: Admitted, calling: str, called: str, address: str,
+          proven: frozenset[str] = frozenset()) -> Admission:
     """Decide on one association request.
+
+    `proven` is what the caller's certificate says of it (`sha256:…`, `dns:…`, `uri:…`, `email:…`); empty without one. A
+    title that a `[[peer]]` binds to a certificate is nobody else's, unless another `[[peer]]` or a person names it too.
 
     `calling` and `called` are AE titles as text; leading and trailing spaces do
     not count (PS3.5 6.2, AE), case does. The first `[[peer]]` in the order of the
     file that names listener, address and title decides.
     """
     calling, called = calling.strip(" \0"), called.strip(" \0")
-    peer = _find(listener, peers, calling, address)
+    peer = _find(listener, peers, calling, address, proven)
+    if not (peer is not None and peer.titles) and not _by_person(admitted, calling, address):
+        bound = _bound(peers, calling, proven)
+        if bound is not None:
+            return _reject(CALLING_NOT_RECOGNISED, "", _not_proven(bound, calling, address, proven))
     if peer is not None and peer.action == "refuse":
         text = f"{_who(calling, address)} is refused by [[peer]] {peer.id} (action = \"refuse\")."
         return _reject(CALLING_NOT_RECOGNISED, peer.id, text)
@@ -113,12 +122,36 @@ def _reject(code: tuple[int, int, int], peer_id: str, text: str) -> Admission:
     return Admission(Verdict.REJECT, peer_id, text, *code)
 
 
-def _find(listener: Listener, peers: Sequence[Peer], calling: str, address: str) -> Peer | None:
+def _find(listener: Listener, peers: Sequence[Peer], calling: str, address: str, proven: frozenset[str]) -> Peer | None:
     for peer in peers:
         if (_serves(peer, listener) and (not peer.titles or calling in [title.strip() for title in peer.titles])
-                and (not peer.addresses or inside(address, peer.addresses))):
+                and (not peer.addresses or inside(address, peer.addresses)) and _has_proven(peer, proven)):
             return peer
     return None
+
+
+def _has_proven(peer: Peer, proven: frozenset[str]) -> bool:
+    return not peer.certificates or not proven.isdisjoint(_wanted(peer.certificates))
+
+
+@lru_cache(maxsize=1024)
+def _wanted(certificates: tuple[str, ...]) -> frozenset[str]:
+    """What a peer may prove, as a certificate says it."""
+    return frozenset(f"{found[0]}:{found[1]}" for found in map(bound_to, certificates) if found is not None)
+
+
+def _bound(peers: Sequence[Peer], calling: str, proven: frozenset[str]) -> Peer | None:
+    """The peer whose title this is by certificate, where the caller has not proven to be it."""
+    return next((peer for peer in peers if peer.certificates and calling in [title.strip() for title in peer.titles]
+                 and not _has_proven(peer, proven)), None)
+
+
+def _not_proven(peer: Peer, calling: str, address: str, proven: frozenset[str]) -> str:
+    text = f"{_who(calling, address)} is not let in: the title is bound to the certificate of [[peer]] {peer.id}"
+    if not proven:
+        return f"{text}, and this one shows none — have the scanner use TLS with its certificate."
+    shown = ", ".join(escape(one)[:100] for one in sorted(proven)[:4])
+    return f"{text}, and this one shows another ({shown}) — add it to `certificates` if it is the new one."
 
 
 def _serves(peer: Peer, listener: Listener) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterable
@@ -28,7 +29,9 @@ from appliance.dicom.negotiation import negotiate
 from appliance.dicom.upper import UpperLayer
 from appliance.errors import LedgerError, ProtocolError, SpoolError, StateError
 from appliance.model import Source, escape
+from appliance.net.secure import Identity, Secure
 from appliance.net.sockets import no_delay, quick_ack
+from appliance.net.tlserrors import TlsError
 from appliance.receive.door import Answer
 from appliance.receive.front import Arrival
 from appliance.receive.guard import CLOSING, FIRST, IDLE, MESSAGE, ON_DISK, PDU, PHASES, SEND, STORE, WRITE, Guard
@@ -55,8 +58,14 @@ class Host(Protocol):
     guard: Guard
     registry: Registry
 
-    def answer(self, arrival: Arrival, request: pdu.AssociateRequest) -> Answer:
-        """Whether it may come in."""
+    def secure(self, arrival: Arrival) -> ssl.SSLContext | None:
+        """What TLS is spoken by there; None: none. TlsError where it should be and cannot."""
+
+    def refused(self, arrival: Arrival, error: TlsError) -> None:
+        """There was no TLS with this one."""
+
+    def answer(self, arrival: Arrival, request: pdu.AssociateRequest, identity: Identity | None) -> Answer:
+        """Whether it may come in. `identity`: what it has proven by its certificate, if it showed one."""
 
     def max_pdu(self, listener: str) -> int:
         """Largest PDU that is advertised there, in bytes."""
@@ -72,9 +81,9 @@ class _Over(Exception):
 class Association:
     """One association. `run` is the thread; everything else may be called from any thread."""
 
-    __slots__ = ("_accepted", "_arrival", "_at_once", "_call", "_closed", "_context", "_host", "_layer", "_lock", "_services",
-                 "_sock", "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds", "objects", "phase",
-                 "source", "ticket")
+    __slots__ = ("_accepted", "_arrival", "_at_once", "_call", "_closed", "_context", "_host", "_identity", "_layer", "_lock",
+                 "_services", "_sock", "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds",
+                 "objects", "phase", "source", "ticket")
 
     def __init__(self, host: Host, sock: socket.socket, arrival: Arrival, ticket: int) -> None:
         self.ticket = ticket
@@ -85,7 +94,8 @@ class Association:
         self.bytes = 0
         self.source = Source(listener=arrival.listener, address=arrival.address, port=arrival.port)
         self._host = host
-        self._sock = sock
+        self._sock: socket.socket | Secure = sock
+        self._identity: Identity | None = None
         self._arrival = arrival
         self._layer = UpperLayer.acceptor(host.max_pdu(arrival.listener))
         self._steps = 0
@@ -169,6 +179,7 @@ class Association:
         why = ""
         try:
             no_delay(self._sock)
+            self._secure()
             self._talk()
         except _Over as e:
             why = str(e)
@@ -183,6 +194,35 @@ class Association:
             self._fail()
         finally:
             self._end(why)
+
+    def _secure(self) -> None:
+        """Where TLS is wanted: the handshake, in what is left of the time for the first PDU (the guard ends it)."""
+        arrival, sock = self._arrival, self._sock
+        assert isinstance(sock, socket.socket)
+        try:
+            context = self._host.secure(arrival)
+            if context is None:
+                return
+            secure = self._sock = Secure(sock, context, server_side=True, whose=f"the certificate of {arrival.address}")
+            secure.handshake()
+        except TlsError as e:
+            late = e.check == "closed" and self._verdict
+            self._host.refused(arrival, TlsError("timeout", "its TLS handshake took too long") if late else e)
+            self._hang_up()
+            raise
+        self._identity = secure.identity
+
+    def _hang_up(self) -> None:
+        """After a handshake that failed: leave the peer time to read the alert, which a reset would take away from it."""
+        self._steps += 1
+        self.phase = CLOSING
+        self._host.guard.arm()
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            left = self._host.limits.discard
+            read = self._sock.discard if isinstance(self._sock, Secure) else self._sock.recv_into
+            while left > 0 and (count := read(SCRATCH)):
+                left -= count
 
     def _talk(self) -> None:
         layer, guard, task = self._layer, self._host.guard, self._task
@@ -258,8 +298,9 @@ class Association:
         self.source = Source(
             listener=arrival.listener, calling=pdu.title_text(request.calling), called=pdu.title_text(request.called),
             raw_calling=request.calling, raw_called=request.called, address=arrival.address, port=arrival.port,
+            certificate=f"sha256:{self._identity.fingerprint}" if self._identity is not None else "",
             implementation=escape(request.implementation_version or request.implementation_uid)[:64])
-        answer = self._host.answer(arrival, request)
+        answer = self._host.answer(arrival, request, self._identity)
         if answer.code is not None:
             self._last_words(self._layer.reject(*answer.code))
             raise _Over(f"rejected: {answer.text}")

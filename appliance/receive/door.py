@@ -39,6 +39,12 @@ REMEMBERED = 512
 STUCK = 10
 """Seconds after which a write or sync that has not returned closes the door to storage."""
 
+TLS_REFUSED = "tls"
+"""Outcome of a knock that did not get through the handshake: it has no titles yet, the reason stands for the called one."""
+
+LOG_AGAIN = 60
+"""Seconds until the same address with the same reason is logged again."""
+
 PAUSE = 1.0
 """Seconds between two writes of knocks."""
 
@@ -89,6 +95,7 @@ class Door:
         self._seen: set[tuple[str, str, str, str]] = set()
         self._unwritten = 0
         self._lock = threading.Lock()
+        self._logged: dict[tuple[str, str], int] = {}
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -110,8 +117,11 @@ class Door:
 
     # -- the decision ------------------------------------------------------------------------------------------------
 
-    def answer(self, arrival: Arrival, request: AssociateRequest) -> Answer:
-        """Accept or reject, and remember it where the caller is not simply a known peer that comes in."""
+    def answer(self, arrival: Arrival, request: AssociateRequest, proven: frozenset[str] = frozenset()) -> Answer:
+        """Accept or reject, and remember it where the caller is not simply a known peer that comes in.
+
+        `proven` is what its certificate says of it, in the words of `[[peer]] certificates`.
+        """
         calling, called = title_text(request.calling), title_text(request.called)
         code = unacceptable(request)
         if code is not None:
@@ -120,15 +130,20 @@ class Door:
         listener = next((entry for entry in config.listeners if entry.id == arrival.listener), None)
         if listener is None:
             return Answer(LOCAL_LIMIT, f"[[listener]] {arrival.listener} was taken out of the configuration")
-        admission = self._admission(listener, config, calling, called, arrival.address)
+        admission = self._admission(listener, config, calling, called, arrival.address, proven)
         answer = self._judge(admission, config, request)
         if answer.text:
             outcome = "reject" if answer.code is not None else str(admission.verdict)
             self._remember(Knock(calling, called, arrival.address, outcome, f"{answer.text} {_proposal(request)}"))
         return answer
 
-    def _admission(self, listener: Listener, config: Config, calling: str, called: str, address: str) -> Admission:
-        admission = admit(listener, config.peers, (), calling, called, address)
+    def refused(self, arrival: Arrival, check: str, text: str) -> None:
+        """Count and remember one with whom there was no TLS, by address and reason."""
+        self._remember(Knock("", f"{TLS_REFUSED} {arrival.listener} {check}", arrival.address, TLS_REFUSED, text))
+
+    def _admission(self, listener: Listener, config: Config, calling: str, called: str, address: str,
+                   proven: frozenset[str]) -> Admission:
+        admission = admit(listener, config.peers, (), calling, called, address, proven)
         if admission.peer_id:
             return admission
         try:
@@ -136,7 +151,7 @@ class Door:
                                              ASK_SECONDS)
         except (LedgerError, SpoolError) as e:
             log.error("who was admitted by a person cannot be read: it is as before", error=e.message)
-        by_person = admit(listener, config.peers, self._admitted, calling, called, address)
+        by_person = admit(listener, config.peers, self._admitted, calling, called, address, proven)
         # A person knows it: no need to remember that it knocked.
         return admission if by_person == admission else replace(by_person, text="")
 
@@ -205,7 +220,7 @@ class Door:
             if unwritten:
                 log.warning("too many different callers to remember", callers=unwritten)
             if knocks:
-                for knock in knocks:
+                for knock in filter(self._worth_a_line, knocks):
                     log.warning("a caller to look at", title=knock.title, called=knock.called,
                                 address=knock.address, outcome=knock.verdict, count=knock.count, why=knock.text)
                 try:
@@ -216,6 +231,19 @@ class Door:
                 if not self._knocks:
                     return
                 self._wake.set()
+
+
+    def _worth_a_line(self, knock: Knock) -> bool:
+        """A peer without good TLS may try ten times a second, for days."""
+        if knock.verdict != TLS_REFUSED:
+            return True
+        now, key = now_ns(), (knock.address, knock.called)
+        if now - self._logged.get(key, -LOG_AGAIN * SECOND) < LOG_AGAIN * SECOND:
+            return False
+        if len(self._logged) >= REMEMBERED:
+            self._logged.clear()
+        self._logged[key] = now
+        return True
 
 
 def _proposal(request: AssociateRequest) -> str:

@@ -46,6 +46,12 @@ HEADER = 6
 REJECT_LOCAL_LIMIT = bytes((3, 0, 0, 0, 0, 4, 0, 2, 3, 2))
 """A-ASSOCIATE-RJ: transient, service provider (presentation), local limit exceeded (PS3.8 9.3.4)."""
 
+TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 80))
+"""The same before a handshake, where there is no better word for it: internal_error (RFC 8446 6.2)."""
+
+LONGEST_RECORD = 1 << 14
+"""Bytes of a TLS record that is not encrypted yet (RFC 8446 5.1)."""
+
 NEVER = 1 << 63
 EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -55,22 +61,25 @@ log = Log("receive")
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A connection that has begun an A-ASSOCIATE-RQ. `deadline` is in boot nanoseconds, for the whole of that PDU."""
+    """A connection that has begun an A-ASSOCIATE-RQ, or at a TLS listener (`secure`) a handshake. `deadline` is in boot
+    nanoseconds, for the whole of that PDU and the handshake before it."""
 
     listener: str
     port: int
     address: str
     peer_port: int
     deadline: int
+    secure: bool = False
 
 
 class Bound:
     """A listening socket of one `[[listener]]`."""
 
-    __slots__ = ("listener", "port", "sock")
+    __slots__ = ("listener", "port", "secure", "sock")
 
-    def __init__(self, listener: str, sock: socket.socket) -> None:
+    def __init__(self, listener: str, sock: socket.socket, *, secure: bool = False) -> None:
         self.listener = listener
+        self.secure = secure
         self.sock = sock
         self.port = int(sock.getsockname()[1])
 
@@ -85,6 +94,19 @@ class _Pending:
 
 Take = Callable[[socket.socket, Arrival], bool]
 """Takes a socket over, and with it the duty to close it; False: no place, the front rejects it."""
+
+
+def _plausible(head: bytes, *, secure: bool) -> bool:
+    """Whether it may be the head of an A-ASSOCIATE-RQ, or of a TLS handshake where one is wanted.
+
+    DICOM without TLS at a TLS port is handed on too: a person will ask why this scanner does not come in.
+    """
+    if not head:
+        return False
+    if head[0] == 1:
+        return True
+    return secure and head[0] == 0x16 and head[1:2] in (b"", b"\3") and head[2:3] <= b"\4" and (
+        len(head) < 5 or int.from_bytes(head[3:5]) <= LONGEST_RECORD)
 
 
 class Front:
@@ -223,7 +245,7 @@ class Front:
             deadline = now_ns() + int(self._limits.first_pdu * SECOND)
             # A v4 peer on a v6 socket is the v4 peer.
             address = str(name[0]).removeprefix("::ffff:") if "." in name[0] else str(name[0])
-            arrival = Arrival(bound.listener, bound.port, address, int(name[1]), deadline)
+            arrival = Arrival(bound.listener, bound.port, address, int(name[1]), deadline, bound.secure)
             if not self._speaks(sock, arrival):
                 self._keep(sock, arrival)
 
@@ -235,13 +257,13 @@ class Front:
             return False
         except OSError:
             head = b""
-        if not head or head[0] != 1:
+        if not _plausible(head, secure=arrival.secure):
             sock.close()
             return True
         if len(head) < HEADER:
             return False
         if not self._take(sock, arrival):
-            self._reject(sock)
+            self._reject(sock, secure=arrival.secure)
         return True
 
     def _keep(self, sock: socket.socket, arrival: Arrival) -> None:
@@ -292,20 +314,20 @@ class Front:
             return
         except OSError:
             head = b""
-        if not head or head[0] != 1:
+        if not _plausible(head, secure=pending.arrival.secure):
             self._drop(fd)
         elif len(head) == HEADER:
             self._forget(fd)
             if not self._take(pending.sock, pending.arrival):
-                self._reject(pending.sock)
+                self._reject(pending.sock, secure=pending.arrival.secure)
 
-    def _reject(self, sock: socket.socket) -> None:
+    def _reject(self, sock: socket.socket, *, secure: bool) -> None:
         """Say that a limit is reached, and leave the peer time to read it: closing with unread bytes would reset it away."""
         if len(self._refused) >= self._limits.refused:
             sock.close()
             return
         try:
-            sock.send(REJECT_LOCAL_LIMIT, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.send(TLS_ALERT if secure else REJECT_LOCAL_LIMIT, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             sock.close()

@@ -260,6 +260,8 @@ class Receiver:
                 bound[key] = Bound(listener, sockets.listen(address, port, self._given))
             except OSError as e:
                 self._problems[key] = e.strerror or str(e)
+        for key, each in bound.items():
+            each.secure = any(entry.id == key[0] and entry.tls != "off" for entry in config.listeners)
         self._bound = bound
 
     def _close_ports(self) -> None:

@@ -6,6 +6,7 @@ The only process where there is one, else one of several behind the front.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from appliance.config.settings import Config
 from appliance.dicom.pdu import AssociateRequest
 from appliance.errors import DcmgateError
 from appliance.net import kick
+from appliance.net.secure import Identity
+from appliance.net.tls import Contexts
+from appliance.net.tlserrors import TlsError
 from appliance.receive.association import Association
 from appliance.receive.door import Answer, Door
 from appliance.receive.front import Arrival
@@ -64,6 +68,7 @@ class Worker:
         self.registry = Registry(Verification(limits.drain), Storage(self.intake, limits.drain))
         self._on_ended = on_ended
         self._config = config
+        self._contexts = Contexts(config.spool.state)
         self._associations: set[Association] = set()
         self._lock = threading.Lock()
         self._nobody = threading.Condition(self._lock)
@@ -145,9 +150,22 @@ class Worker:
 
     # -- association.Host --------------------------------------------------------------------------------------------
 
-    def answer(self, arrival: Arrival, request: AssociateRequest) -> Answer:
+    def secure(self, arrival: Arrival) -> ssl.SSLContext | None:
         """See `association.Host`."""
-        return self.door.answer(arrival, request)
+        if not arrival.secure:
+            return None
+        listener = next((entry for entry in self._config.listeners if entry.id == arrival.listener), None)
+        if listener is None or listener.tls == "off":
+            raise TlsError("off", f"[[listener]] {arrival.listener} has no TLS any more")
+        return self._contexts.server(listener)
+
+    def refused(self, arrival: Arrival, error: TlsError) -> None:
+        """See `association.Host`."""
+        self.door.refused(arrival, error.check, error.text)
+
+    def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
+        """See `association.Host`."""
+        return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
 
     def max_pdu(self, listener: str) -> int:
         """See `association.Host`."""
