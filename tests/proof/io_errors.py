@@ -46,7 +46,7 @@ OPS = {
 
 SLOW = (0.05, 0.25, 1.0, 5.0, 30.0)
 AWAY = (0.2, 3.0)
-QUICK_CASES = 14
+QUICK_CASES = 11
 
 
 @dataclass(frozen=True, slots=True)
