@@ -35,6 +35,9 @@ from appliance.dicom.upper import UpperLayer
 from appliance.errors import DeliveryError, ProtocolError
 from appliance.model import Fault
 from appliance.net import sockets
+from appliance.net.secure import Secure
+from appliance.net.tls import Client
+from appliance.net.tlserrors import TlsError
 from appliance.policy import Aborted as AbortedByPeer
 from appliance.policy import Answer, Failure, FailureKind, Party, classify, failure_of
 from appliance.policy import Rejected as RejectedByPeer
@@ -73,11 +76,12 @@ class Limits:
 
 
 class Association:
-    """Connects when made; `associate` comes first, `release` or `abort` last."""
+    """Connects when made; `associate` comes first, `release` or `abort` last. `tls`: what TLS is spoken by, if any."""
 
-    def __init__(self, party: Party, limits: Limits, cancel: int = -1) -> None:
+    def __init__(self, party: Party, limits: Limits, cancel: int = -1, tls: Client | None = None) -> None:
         self.party = party
         self._limits = limits
+        self._tls = tls
         self._layer = UpperLayer.requestor(RECEIVE_PDU)
         self._message_id = 0
         self._storing = False
@@ -86,7 +90,7 @@ class Association:
         self._closing = threading.Lock()  # against `interrupt`: a closed descriptor may belong to somebody else at once
         self._deadline = time.monotonic() + limits.connect
         try:
-            self._sock = sockets.connect(party.host, party.port, limits.connect, cancel)
+            self._sock: sockets.Stream = sockets.connect(party.host, party.port, limits.connect, cancel)
         except OSError as e:
             raise AssociationLost(failure_of(e), party) from None
 
@@ -102,9 +106,10 @@ class Association:
         return self._layer.state is State.STA6
 
     def associate(self, contexts: Sequence[pdu.ProposedContext]) -> None:
-        """Propose these, and nothing else; within what is left of the time to connect."""
+        """Propose these, and nothing else, after the TLS handshake if there is one; in what is left of the time to connect."""
         request = pdu.AssociateRequest(pdu.title_bytes(self.party.called), pdu.title_bytes(self.party.calling),
                                        tuple(contexts), RECEIVE_PDU)
+        self._secure()
         left = max(0.05, self._deadline - time.monotonic())
         sockets.set_timeouts(self._sock, receive=left, send=left)
         self._send([self._layer.request(request)])
@@ -116,6 +121,18 @@ class Association:
             raise self._nonsense(f"{type(event).__name__} instead of an answer to our association")
         sockets.set_timeouts(self._sock, receive=self._limits.progress, send=self._limits.progress)
         self._by_syntax = {(context.abstract, context.syntax): context for context in self.contexts.values()}
+
+    def _secure(self) -> None:
+        """The TLS handshake. Here and not when made, so that `interrupt` ends it."""
+        if self._tls is None or not isinstance(self._sock, socket.socket):
+            return
+        try:
+            self._sock = self._tls.wrap(self._sock, self._deadline,
+                                        f"the certificate of {self.party.destination} ({self.party.place})")
+        except OSError as e:
+            with self._closing, suppress(OSError):
+                self._sock.close()
+            raise AssociationLost(failure_of(e), self.party) from None
 
     def is_usable(self) -> bool:
         """Whether it may be used again after a pause. If the peer has said or done anything meanwhile, it is closed here."""
@@ -232,6 +249,9 @@ class Association:
                     done = self._sock.sendmsg(left)
         except BlockingIOError:
             raise self._last_words(Failure(FailureKind.TIMEOUT, f"took no byte for {self._limits.progress:.3g} s")) from None
+        except TlsError as e:
+            self._close()
+            raise AssociationLost(failure_of(e), self.party) from None
         except OSError as e:
             raise self._last_words(failure_of(e)) from None
 
@@ -310,6 +330,8 @@ class Association:
         """Close, after an A-ABORT where there is one. Where that cannot be sent at once, the connection is reset instead."""
         self._layer.abort()
         with self._closing:
+            if self._tls is not None and isinstance(self._sock, Secure):
+                self._tls.keep(self._sock)
             try:
                 if last_words:
                     self._sock.setblocking(False)

@@ -26,6 +26,8 @@ from appliance.errors import DeliveryError, ObjectDamaged, SandboxError
 from appliance.forward.association import GATHER, Association, AssociationLost, Limits
 from appliance.forward.transport import Emit
 from appliance.model import Fault, Priority
+from appliance.net.certstore import Store
+from appliance.net.tls import Client
 from appliance.policy import Aborted, Answer, Failure, FailureKind, Finding, NoContext, Party, Status, classify
 from appliance.sandbox.parent import Child
 from appliance.spool.layout import Spool
@@ -49,13 +51,14 @@ Pieces = Iterable[tuple[bytes | memoryview, bool]]
 
 
 class DimseTransport:
-    """See `transport.Transport`. `box` bounds the limited child."""
+    """See `transport.Transport`. `box` bounds the limited child; `state` is the folder that the certificate store is in."""
 
-    def __init__(self, destination: Destination, spool: Spool, box: BoxLimits) -> None:
+    def __init__(self, destination: Destination, spool: Spool, box: BoxLimits, state: str = "") -> None:
         self._destination = destination
         self._spool = spool
         self._box = box
         self._limits = Limits(destination.connect_seconds, destination.progress_seconds, destination.max_pdu)
+        self._tls = Client(Store(state), destination, destination.address) if destination.tls != "off" else None
         self._association: Association | None = None
         self._proposed: frozenset[Pair] = frozenset()
         self._party: Party | None = None
@@ -161,7 +164,7 @@ class DimseTransport:
         if self._aborted.is_set():
             raise AssociationLost(Failure(FailureKind.CLOSED, "given up"), party)
         self._party = party
-        association = self._association = Association(party, self._limits, self._cancel)
+        association = self._association = Association(party, self._limits, self._cancel, self._tls)
         if self._aborted.is_set():  # between the two: `abort` has not seen it
             association.interrupt()
         association.associate([pdu.ProposedContext(2 * n + 1, abstract, (syntax,))

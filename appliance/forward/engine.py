@@ -62,13 +62,13 @@ Settings = tuple[Destination, int, float]
 """What a lane is made of: if any of it changes, new lanes take its place."""
 
 
-def make_transport(destination: Destination, spool: Spool, limits: Limits) -> Transport:
-    """The transport of a destination's type."""
+def make_transport(destination: Destination, spool: Spool, limits: Limits, state: str = "") -> Transport:
+    """The transport of a destination's type. `state` is the folder that the certificate store is in."""
     if destination.type == "folder":
         from appliance.forward.folder import FolderTransport
         return FolderTransport(destination, spool)
     from appliance.forward.dimse import DimseTransport
-    return DimseTransport(destination, spool, limits)
+    return DimseTransport(destination, spool, limits, state)
 
 
 class _Place:
@@ -86,12 +86,12 @@ class Forwarder:
     """`start`, then `stop`, once. One forwarder for each spool: a second one is refused."""
 
     def __init__(self, config_source: ConfigSource, spool: Spool, clock: Clock, run_dir: Path | None = None, *,
-                 transports: TransportMaker = make_transport, random: Callable[[], float] = random.random) -> None:
+                 transports: TransportMaker | None = None, random: Callable[[], float] = random.random) -> None:
         self._source = config_source
         self._spool = spool
         self._clock = clock
         self._run = run_dir if run_dir is not None else Path(config_source().control.run)
-        self._transports = transports
+        self._transports = transports or partial(make_transport, state=config_source().spool.state)
         self._random = random
         self._config: Config | None = None
         self._places: dict[str, _Place] = {}

@@ -292,7 +292,7 @@ _ERRNO: dict[int, FailureKind] = {
     5: FailureKind.STORAGE, 30: FailureKind.STORAGE,
 }
 _NAMED: dict[str, FailureKind] = {
-    "gaierror": FailureKind.NAME, "herror": FailureKind.NAME, "TimeoutError": FailureKind.TIMEOUT,
+    "TlsError": FailureKind.TLS, "gaierror": FailureKind.NAME, "herror": FailureKind.NAME, "TimeoutError": FailureKind.TIMEOUT,
     "SSLCertVerificationError": FailureKind.CERTIFICATE, "SSLZeroReturnError": FailureKind.CLOSED,
     "SSLEOFError": FailureKind.CLOSED, "SSLError": FailureKind.TLS,
     "ConnectionRefusedError": FailureKind.REFUSED, "ConnectionResetError": FailureKind.CLOSED,
@@ -308,7 +308,9 @@ def failure_of(error: BaseException) -> Failure:
     names = [kind.__name__ for kind in type(error).__mro__]
     for name in names:
         kind = _NAMED.get(name)
-        if kind is FailureKind.TLS and any(word in text.lower() for word in _CERTIFICATE_ALERTS):
+        if name == "TlsError":       # it says whose certificate it is about, if it is about one
+            kind = FailureKind.CERTIFICATE if getattr(error, "certificate", "") else kind
+        elif kind is FailureKind.TLS and any(word in text.lower() for word in _CERTIFICATE_ALERTS):
             kind = FailureKind.CERTIFICATE
         if kind is not None:
             return Failure(kind, text)
