@@ -210,7 +210,8 @@ def seven_days(argument: dict[str, Any]) -> dict[str, Any]:
         part.set("ledger_events_a_day_of_outage", round((_events(site) - events) / 7))
         stack.enter_context(peers.storescp(folder / "refusing", profile=False, port=refusing.port))
         share = _drained(wire, study[2:], line)
-        part.set("drain_share_of_line_after_seven_days", round(share, 3))
+        if argument["measured"]:    # not beside other work: on a clock that hurries, each object is a transaction of its own
+            part.set("drain_share_of_line_after_seven_days", round(share, 3))
         refusing.wait_for({instance.key for instance in study}, 60)
         _finish(site, wire, journal, part, "an outage of seven days", 60)
     return part.figures.as_json()
