@@ -49,13 +49,14 @@ def test_a_gateway_that_waits_in_its_accept_loop_turns_it_red(tmp_path: Path, mo
     """As the stock acceptor does with a TLS handshake."""
     _broken(tmp_path, monkeypatch, (
         "receive/front.py", "head = sock.recv(HEADER, socket.MSG_PEEK | socket.MSG_DONTWAIT)",
-        "sock.settimeout(0.5)\n            head = sock.recv(HEADER, socket.MSG_PEEK)\n            sock.settimeout(None)"))
+        "sock.settimeout(0.005)\n            head = sock.recv(HEADER, socket.MSG_PEEK)\n            sock.settimeout(None)"))
     figures = _run(tmp_path, monkeypatch, "silent_sockets")
     assert any("an echo took" in failure or "echo: Lost" in failure for failure in figures.failures), figures
 
 
 def test_a_gateway_that_leaks_and_lies_turns_it_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile, "BACK", 3.0)
+    monkeypatch.setattr(hostile, "ARRIVES", 5.0)
     _broken(tmp_path, monkeypatch, (
         "receive/association.py", "            self._sock.close()\n\n\n__all__",
         "            self._sock.shutdown(socket.SHUT_RDWR)\n            LEAK.append(self._sock)\n\n\nLEAK = []\n__all__"), (
