@@ -47,7 +47,7 @@ _CLONE_NEWNS = 0x00020000
 class Case:
     """`states`: crash states of the life itself, those of recoveries come on top. `count`: objects of each scanner.
 
-    `mistakes`: what is broken on purpose; `first`: stop at the first state that shows it.
+    `mistakes`: what is broken on purpose; `first`: stop at the first state that shows it, and look at no recovery of one.
     """
 
     kind: str
@@ -128,7 +128,7 @@ class Explorer:
             goes_on = number % GOES_ON == GOES_ON - 1
             self._look(images.build(state), known, state, goes_on=goes_on)
             self._result.states += 1
-            if number % DEEPER == DEEPER // 2:
+            if number % DEEPER == DEEPER // 2 and not self._case.first:
                 self._deeper(images, state, known, 2, SECOND, goes_on=number % (2 * DEEPER) == DEEPER // 2)
             if time.monotonic() > told + 10:
                 told = time.monotonic()
