@@ -85,6 +85,9 @@ def remarks_on_tls(config: Config) -> list[str]:
     """What is allowed and yet perhaps not meant: one sentence each."""
     said = [f'listener "{listener.id}" speaks the retired AES profile: old protocols and ciphers are accepted there'
             for listener in config.listeners if listener.tls == LEGACY]
+    said += [f'certificate "{c.id}" has a key of elliptic curves, and listener "{x.id}" speaks the AES profile, whose own '
+             'cipher suites need RSA: write key_type = "rsa-3072" for old scanners' for x in config.listeners
+             for c in config.certificates if x.tls == LEGACY and c.id == x.certificate and c.key_type.startswith("ec-")]
     said += [f'destination "{d.id}" is a public address without TLS: images leave in clear text'
              for d in config.destinations if d.tls == "off" and is_address(d.address) and ip_address(d.address).is_global]
     callers: tuple[Destination | Tunnel, ...] = (*config.destinations, *config.tunnels)

@@ -98,6 +98,8 @@ class Secure:
             count = self._sock.recv_into(self._buffer[:4096])
         except BlockingIOError:
             raise TimeoutError("no answer to our TLS handshake in time") from None
+        except ConnectionError:
+            count = 0
         if not count:
             raise TlsError("closed", "the connection was closed in the middle of the TLS handshake")
         if self._server_side and left == _MOST_HANDSHAKE and self._buffer[0] == 1:

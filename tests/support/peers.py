@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import urllib.error
@@ -215,24 +216,28 @@ QUERY = ("1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.
 
 @contextmanager
 def orthanc(folder: Path, *, port: int = 0, http: int = 0, title: str = "ORTHANC", lua: str = "", as_shipped: bool = False,
-            modalities: dict[str, tuple[str, int]] | None = None) -> Iterator[Destination]:
-    """Orthanc on a database of its own; `modalities` are name → (title, port), `lua` its routing script."""
+            modalities: dict[str, tuple[str, int]] | None = None, settings: dict[str, Any] | None = None,
+            modality: dict[str, Any] | None = None) -> Iterator[Destination]:
+    """Orthanc on a database of its own; `modalities` are name → (title, port), `lua` its routing script.
+
+    `settings` are added to its own, `modality` to each modality.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port, http = port or free_port(), http or free_port()
-    settings: dict[str, Any] = {
+    whole: dict[str, Any] = {
         "Name": title, "StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "Plugins": [],
         "HttpPort": http, "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "HttpDescribeErrors": True,
         "DicomAet": title, "DicomPort": port, "DicomCheckCalledAet": False, "DicomAlwaysAllowEcho": True,
         "DicomAlwaysAllowStore": True, "UnknownSopClassAccepted": True, "OverwriteInstances": True,
         "StorageCompression": False, "StableAge": 600, "JobsHistorySize": 10, "SaveJobs": False, "ConcurrentJobs": 4,
         "DicomScpTimeout": 30, "DicomScuTimeout": 30, "TranscodeDicomProtocol": True, "DicomModalities": {
-            name: {"AET": aet, "Host": "127.0.0.1", "Port": number, "AllowStorageCommitment": False}
+            name: {"AET": aet, "Host": "127.0.0.1", "Port": number, "AllowStorageCommitment": False, **(modality or {})}
             for name, (aet, number) in (modalities or {}).items()},
-    }
+        **(settings or {})}
     if lua:
         (folder / "route.lua").write_text(lua)
-        settings["LuaScripts"] = [str(folder / "route.lua")]
-    (folder / "orthanc.json").write_text(json.dumps(settings, indent=1))
+        whole["LuaScripts"] = [str(folder / "route.lua")]
+    (folder / "orthanc.json").write_text(json.dumps(whole, indent=1))
     with running([program("Orthanc"), folder / "orthanc.json"], [port, http], log=folder / "orthanc.log",
                  env=environment(as_shipped=as_shipped), seconds=60) as process:
         yield Destination("orthanc", title, port, folder / "db", process, http)
@@ -315,7 +320,7 @@ class Archive:
 
 
 @contextmanager
-def pynetdicom_scp(*, title: str = "PYNET", port: int = 0) -> Iterator[Archive]:
+def pynetdicom_scp(*, title: str = "PYNET", port: int = 0, context: ssl.SSLContext | None = None) -> Iterator[Archive]:
     """A stock pynetdicom acceptor of every class in every syntax."""
     from pynetdicom import AE, evt
 
@@ -335,7 +340,8 @@ def pynetdicom_scp(*, title: str = "PYNET", port: int = 0) -> Iterator[Archive]:
     ae.add_supported_context(VERIFICATION)
     for sop_class in every_class():
         ae.add_supported_context(sop_class, list(EVERY_SYNTAX))
-    server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)])
+    server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_store)],
+                             ssl_context=context)
     try:
         yield archive
     finally:
@@ -366,8 +372,12 @@ def _sent(command: Sequence[str | Path], as_shipped: bool) -> subprocess.Complet
                           errors="replace", env=environment(as_shipped=as_shipped), timeout=600, check=False)
 
 
-def pynetdicom_send(port: int, files: Sequence[Part10], *, called: str = "ANY-SCP", calling: str = "PYNET") -> dict[Path, int]:
-    """Status of each file that pynetdicom can send: the data set is decoded and encoded by pydicom on the way."""
+def pynetdicom_send(port: int, files: Sequence[Part10], *, called: str = "ANY-SCP", calling: str = "PYNET",
+                    tls: tuple[ssl.SSLContext, str] | None = None) -> dict[Path, int]:
+    """Status of each file that pynetdicom can send: the data set is decoded and encoded by pydicom on the way.
+
+    `tls`: a context, and the name that the server's certificate has to carry.
+    """
     from pydicom import dcmread
     from pynetdicom import AE
 
@@ -379,7 +389,7 @@ def pynetdicom_send(port: int, files: Sequence[Part10], *, called: str = "ANY-SC
     association = None
     for file in files:
         if association is None or not association.is_established:   # an object that pydicom encodes wrongly ends it
-            association = ae.associate("127.0.0.1", port, ae_title=called)
+            association = ae.associate("127.0.0.1", port, ae_title=called, tls_args=tls)
             assert association.is_established, "pynetdicom could not associate"
         try:
             answer = association.send_c_store(dcmread(file.path))
