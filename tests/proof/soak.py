@@ -190,12 +190,25 @@ class _Soak:
 
     def _fill(self, dice: random.Random) -> None:
         self.counts["disk_full"] += 1
+        filler = self._disk.mount / "filler"
+        end = time.monotonic() + dice.uniform(2, 10)
         try:
-            with suppress(OSError):      # the gateway took the last bytes first
-                self._disk.fill()
-            self._over.wait(dice.uniform(1, 8))
+            with filler.open("ab") as file:
+                # Again and again: the gateway delivers and deletes meanwhile, and that room is taken as well.
+                while time.monotonic() < end and not self._over.wait(0.05):
+                    room = os.statvfs(filler)
+                    self._take(file.fileno(), room.f_bavail * room.f_frsize)
         finally:
-            self._disk.make_room()
+            filler.unlink()
+
+    @staticmethod
+    def _take(filler: int, size: int) -> None:
+        """That many bytes more, or as many as there are."""
+        while size >= 4096:
+            with suppress(OSError):
+                os.posix_fallocate(filler, os.fstat(filler).st_size, size)
+                return
+            size //= 2
 
     def _may_kill(self) -> bool:
         return self._watch.now < KILLS_UNTIL * self._seconds
