@@ -1,44 +1,79 @@
-"""Corpora worth keeping: `python -m tests.proof.fuzz_keep STATE [BYTES]` makes `corpus/<target>.hex` of what the fuzzers found.
+"""Corpora worth keeping: `python -m tests.proof.fuzz_keep STATE [TARGET …]` writes `corpus/<target>.hex` of what was found.
 
-libFuzzer's merge picks the fewest inputs that reach everything a corpus reaches;
-of these the shortest stay, up to an equal share of BYTES for each target, and
-whatever crashed once (named in a comment) however long it is.
+Kept are the fewest bytes of inputs that take the product through the most steps
+from line to line, up to an equal share of BYTES for each target; and whatever
+crashed once (named in a comment) however long it is. libFuzzer's own merge starts
+itself again as a program, which a fuzzer in Python is not.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from tests.proof import fuzz, fuzz_seeds
 
-BYTES = 80_000
+BYTES = 70_000
 """Of inputs; as hexadecimal text twice as much."""
 
+LONGEST = 2000
+"""Bytes of one input that is kept."""
 
-def smallest(state: fuzz.State, target: str, most: int, scratch: Path) -> list[bytes]:
-    """Inputs of a target's corpus that reach the most for `most` bytes; those that are generated anyway are left out."""
-    merged = scratch / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir()
-    status, _ = fuzz._run(fuzz._child(target, scratch / "work", "-set_cover_merge=1", "-timeout=20", merged,
-                                      state.corpus(target)), scratch / "log", 600)
-    if status:
-        raise SystemExit(f"{target}: the merge ended with {status}: {(scratch / 'log').read_text(errors='replace')[-500:]}")
-    generated = set(fuzz_seeds.generated(target, 3))
-    found = sorted({path.read_bytes() for path in merged.iterdir()} - generated, key=lambda data: (len(data), data))
+_OURS = str(fuzz.ROOT / "appliance")
+Steps = frozenset[tuple[str, int, int]]
+
+
+def steps(target: Callable[[bytes], Any], data: bytes) -> Steps:
+    """Which steps from line to line of the product the target takes for an input."""
+    taken: set[tuple[str, int, int]] = set()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        name = frame.f_code.co_filename
+        if not name.startswith(_OURS):
+            return None
+        last = 0
+
+        def line(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal last
+            if event == "line":
+                taken.add((name, last, frame.f_lineno))
+                last = frame.f_lineno
+            return line
+
+        return line
+
+    sys.settrace(trace)
+    try:
+        target(data)
+    finally:
+        sys.settrace(None)
+    return frozenset(taken)
+
+
+def smallest(target: Callable[[bytes], Any], inputs: list[bytes], generated: list[bytes], most: int) -> list[bytes]:
+    """Of `inputs`, those that take steps which `generated` does not take, the most for a byte first, `most` bytes in all."""
+    known: set[tuple[str, int, int]] = set()
+    for data in generated:
+        known |= steps(target, data)
+    left = {data: steps(target, data) for data in sorted(set(inputs), key=len) if 0 < len(data) <= LONGEST}
     kept: list[bytes] = []
-    for data in found:
-        most -= len(data)
-        if most < 0:
+    while left:
+        gain = {data: len(taken - known) / (len(data) + 16) for data, taken in left.items()}
+        best = max(gain, key=lambda data: gain[data])
+        if not gain[best]:
             break
-        kept.append(data)
+        known |= left.pop(best)
+        if len(best) <= most:
+            kept.append(best)
+            most -= len(best)
     return kept
 
 
-def keep(state: fuzz.State, target: str, inputs: list[bytes]) -> Path:
+def keep(target: str, inputs: list[bytes]) -> Path:
     """Write them, below what the file says of crashes of before."""
     path = fuzz_seeds.KEPT / f"{target}.hex"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -49,13 +84,17 @@ def keep(state: fuzz.State, target: str, inputs: list[bytes]) -> Path:
 
 
 def main() -> None:
+    from tests.proof.fuzz_child import target_of
+
     state = fuzz.State(Path(sys.argv[1]))
-    most = int(sys.argv[2]) if len(sys.argv) > 2 else BYTES
     fuzz_seeds.KEPT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        for target in fuzz.TARGETS:
-            path = keep(state, target, smallest(state, target, most // len(fuzz.TARGETS), Path(scratch)))
-            print(f"{path.name}: {path.stat().st_size} bytes")
+    for name in sys.argv[2:] or fuzz.TARGETS:
+        with tempfile.TemporaryDirectory() as scratch:
+            inputs = [path.read_bytes() for path in state.corpus(name).iterdir()]
+            kept = smallest(target_of(name, Path(scratch) / "work"), inputs, fuzz_seeds.generated(name, 3),
+                            BYTES // len(fuzz.TARGETS))
+        if kept:
+            print(f"{keep(name, kept).name}: {len(kept)} of {len(inputs)} inputs, {sum(map(len, kept))} bytes")
 
 
 if __name__ == "__main__":
