@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import contestants, report, rounds
+from tests.bench import contestants, report, rounds, secure
 from tests.bench.contestants import Contestant, Make
 from tests.bench.rounds import Load, Refused, Result, say
 from tests.bench.sending import NotSent, Sent, send
@@ -244,6 +244,7 @@ def plan(bench: Bench, *, quick: bool) -> None:
     if bench.wanted("route_ct_k1_as_shipped"):
         bench.route_as_shipped()
     if not quick or bench.only:
+        secure.cases(bench)
         bench.isolation()
 
 
