@@ -12,17 +12,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from appliance.clock import SystemClock
 from appliance.config.settings import Destination, Limits
 from appliance.forward.dimse import DimseTransport
 from appliance.model import Fault
 from appliance.policy import Finding
+from appliance.spool.ledger import Ledger
 from tests.support import objects, peers, pki
 from tests.support.gateway import Gateway, to_peer
 from tests.support.held import Held
@@ -68,8 +70,8 @@ class Site:
 
     def knocks(self, words: str) -> int:
         """How often handshakes were refused with a sentence that has these words in it."""
-        return sum(row["count"] for row in self.gateway.json("peers")["knocked"]
-                   if row["verdict"] == "tls" and words in row["text"])
+        with closing(Ledger.open(self.gateway.spool / "ledger.sqlite", SystemClock(), read_only=True)) as ledger:
+            return sum(knock.count for knock in ledger.knocks() if knock.verdict == "tls" and words in knock.text)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,7 @@ def _counted(site: Site, words: str) -> Iterator[None]:
     """Within it, one more handshake is refused with a sentence that has these words in it."""
     before = site.knocks(words)
     yield
-    wait_until(lambda: site.knocks(words) > before, 15, f"a refusal that says {words!r} is counted", every=0.5)
+    wait_until(lambda: site.knocks(words) > before, 15, f"a refusal that says {words!r} is counted", every=0.1)
 
 
 BAD_CLIENTS: dict[str, tuple[Callable[[Site], pki.Pair], str]] = {
