@@ -20,6 +20,7 @@
      │    └── LedgerFault           a write failed: intake stops
      │         └── LedgerBusy       it was not our turn in time, or the disk is full: nothing changed, try again
      ├── DeliveryError              one attempt at one destination failed; carries a fault class
+     ├── CertificateError           a certificate, key, request or revocation list cannot be used or kept
      ├── SandboxError               the limited child died, timed out or answered nonsense
      └── ControlError               the keeper refused or cannot be reached
           └── KeeperUnreachable     it cannot be asked, or does not answer
@@ -152,6 +153,10 @@ class DeliveryError(DcmgateError):
         super().__init__(message, mend=mend)
         self.fault = fault
         self.status = status
+
+
+class CertificateError(DcmgateError):
+    """A certificate, key, request or revocation list cannot be used or kept."""
 
 
 class SandboxError(DcmgateError):

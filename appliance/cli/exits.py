@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from appliance.errors import (
+    CertificateError,
     ConfigError,
     ControlError,
     DcmgateError,
@@ -36,7 +37,7 @@ def of_error(error: DcmgateError) -> int:
     """The exit status for an error of ours."""
     if isinstance(error, UsageError):
         return USAGE
-    if isinstance(error, (ConfigError, ObjectDamaged, LedgerDamaged, FormatError)):
+    if isinstance(error, (ConfigError, ObjectDamaged, LedgerDamaged, FormatError, CertificateError)):
         return FINDING
     if isinstance(error, ControlError) and not isinstance(error, KeeperUnreachable):
         return REFUSED

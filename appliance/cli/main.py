@@ -17,6 +17,7 @@ from typing import NoReturn
 from appliance.cli import (
     archive_commands,
     balance_commands,
+    cert_commands,
     config_commands,
     exits,
     listing,
@@ -37,7 +38,7 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, send_command,
-            config_commands, spool_commands, archive_commands, stage_commands)
+            config_commands, cert_commands, spool_commands, archive_commands, stage_commands)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

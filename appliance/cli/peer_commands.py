@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.cli.text import safe, table, when
 from appliance.model import escape
-from appliance.spool.rows import Knock
+
+if TYPE_CHECKING:
+    from appliance.spool.rows import Knock
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:

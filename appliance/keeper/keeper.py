@@ -24,6 +24,7 @@ from appliance.errors import ConfigError, DcmgateError, LedgerError
 from appliance.forward import health as forwarding
 from appliance.keeper import findings
 from appliance.keeper.alarmboard import Board, Told
+from appliance.keeper.certificates import Certificates
 from appliance.keeper.scrub import Scrubber
 from appliance.keeper.witness import Witness
 from appliance.manage.control import ControlServer
@@ -99,6 +100,7 @@ class Keeper:
         self.scrubber = Scrubber(spool, self.ledger, clock, random or Random())
         self._witness = Witness(Path(config().spool.state), spool.uuid)
         self._witness_agrees = True
+        self._certificates = Certificates(clock)
         self._board = Board(self.ledger, clock, self._tell)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -297,6 +299,7 @@ class Keeper:
         yield from findings.silence_alarms(self.ledger.arrivals(), now, config.alarm, config)
         yield from self.confirmer.alarms()
         yield from (findings.stuck_alarm(id) for id in self.late())
+        yield from self._certificates.alarms(config)
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))

@@ -1,4 +1,4 @@
-"""The certificate store, as those who talk TLS read it: where key, chain, trust anchors and revocation lists of an id are.
+"""The certificate store: where key, chain, trust anchors and revocation lists of an id are, and how they get there.
 
     <state>/certificates/<id>/        0700
         current -> <generation>/      a link that is replaced in one step, so that no reader sees a mixed pair
@@ -6,18 +6,26 @@
         <generation>/chain.pem        leaf first
         trust.pem                     certification authorities, one after the other
         crl.pem                       revocation lists, if any
-        pins.json                     {"pins": [SHA-256 fingerprints]}, if any
+        request.pem, next-key.pem     a request that waits for its certificate, and its key
 
+All files are 0600: a key is made here and leaves the box never.
 Nothing is cached here: `Store.material` looks each time, for the price of a few
 `stat` calls, and its `generation` differs whenever anything has changed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+
+from appliance.errors import CertificateError
 
 FOLDER = "certificates"
 CURRENT = "current"
@@ -25,6 +33,10 @@ KEY = "key.pem"
 CHAIN = "chain.pem"
 TRUST = "trust.pem"
 CRL = "crl.pem"
+REQUEST = "request.pem"
+NEXT_KEY = "next-key.pem"
+
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +81,124 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+class Writer:
+    """The writing side, for the commands and the keeper. A file is there whole or not at all, whenever the power goes.
+
+    Every writer of an id waits for the others. What root writes belongs to the
+    owner of the state folder, as do the processes that read it. CertificateError
+    where the folder cannot be written.
+    """
+
+    def __init__(self, state: str | Path) -> None:
+        self.state = Path(state)
+        self.store = Store(state)
+
+    @contextmanager
+    def writing(self, id: str) -> Iterator[Path]:
+        """The folder of an id, made where it is missing, with nobody else writing in it."""
+        if not _ID.fullmatch(id):
+            raise CertificateError(f'"{id}" cannot be the name of a folder', mend="Use letters, digits, dot, dash, underscore.")
+        folder = self.store.folder / id
+        try:
+            for path in (self.store.folder, folder):
+                if not path.is_dir():
+                    path.mkdir(0o700)
+                    self._own(path)
+                    _sync(path.parent)
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as e:
+            raise self._cannot(folder, e) from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+        except OSError as e:
+            raise self._cannot(folder, e) from e
+        finally:
+            os.close(lock)
+
+    def install(self, id: str, key: bytes, chain: bytes) -> Path:
+        """A new generation of key and chain (PEM), in force at once for the next connection; returns its folder.
+
+        The generation before stays, for a reader that has just been told of it; older ones go. A request that waited for this
+        is done.
+        """
+        with self.writing(id) as folder:
+            made = self._install(folder, key, chain)
+            if self.read(id, NEXT_KEY) == key:
+                for name in (REQUEST, NEXT_KEY):
+                    (folder / name).unlink(missing_ok=True)
+                _sync(folder)
+            return made
+
+    def put(self, id: str, **files: bytes) -> None:
+        """Replace files by their names without ".pem" (`trust`, `crl`, `request`, `next_key`), each in one step."""
+        with self.writing(id) as folder:
+            for name, data in files.items():
+                self._write(folder / f"{name.replace('_', '-')}.pem", data)
+            _sync(folder)
+
+    def read(self, id: str, name: str) -> bytes:
+        """A file of an id; empty where there is none."""
+        try:
+            return (self.store.folder / id / name).read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as e:
+            raise self._cannot(self.store.folder / id / name, e) from e
+
+    def _install(self, folder: Path, key: bytes, chain: bytes) -> Path:
+        numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        made = folder / f"{max(numbers, default=0) + 1:06}"
+        made.mkdir(0o700)
+        self._own(made)
+        self._write(made / KEY, key)
+        self._write(made / CHAIN, chain)
+        _sync(made)
+        _sync(folder)
+        try:
+            before = os.readlink(folder / CURRENT)
+        except OSError:
+            before = ""
+        link = folder / f".{CURRENT}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(made.name)
+        self._own(link)
+        os.replace(link, folder / CURRENT)
+        _sync(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink() and path.name not in (made.name, before):
+                shutil.rmtree(path)
+        return made
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            self._own(temporary)
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+
+    def _own(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            state = self.state.stat()
+            os.chown(path, state.st_uid, state.st_gid, follow_symlinks=False)
+
+    def _cannot(self, path: Path, error: OSError) -> CertificateError:
+        if not self.state.is_dir():
+            return CertificateError(f"the state folder {self.state} does not exist", mend="Run `dcmgate spool init` first.")
+        mend = "Run it as root, or as the user that Dcmgate runs as." if isinstance(error, PermissionError) else \
+            "Look at that folder and its disk."
+        return CertificateError(f"cannot use {path}: {error.strerror or error}", mend=mend)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
