@@ -54,8 +54,8 @@ class Hooks(Protocol):
     def gone(self, path: str) -> None:
         """A name is about to be deleted."""
 
-    def synced_again(self, path: str) -> None:
-        """A process syncs a file whose sync failed under its hands."""
+    def synced(self, path: str, again: bool) -> None:
+        """A process syncs a file; `again`: one whose sync failed under its hands."""
 
     def failed(self, what: str, path: str, number: int) -> None:
         """The disk is about to answer with that errno."""
@@ -275,8 +275,8 @@ class Disk:
     def sync(self, entry: _Open) -> None:
         inode = entry.inode
         self.hooks.effect(f"sync {os.path.basename(entry.path)}")
-        if inode is not None and inode.failed_for is not None and inode.failed_for is entry.process:
-            self.hooks.synced_again(entry.path)
+        if inode is not None:
+            self.hooks.synced(entry.path, inode.failed_for is not None and inode.failed_for is entry.process)
         number = self._meet("sync folder" if entry.folder else "sync", entry.path)
         if number:
             if inode is not None:
@@ -384,6 +384,12 @@ class SimOs:
     def pread(self, fd: int, count: int, offset: int) -> bytes:
         buffer = bytearray(count)
         return bytes(buffer[:self.preadv(fd, [buffer], offset)])
+
+    def posix_fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+        """Clean pages are dropped: from now on the cache shows what the platter has."""
+        entry = self._disk.entry(fd)
+        if entry is not None and entry.inode is not None and advice == os.POSIX_FADV_DONTNEED and not entry.inode.pending:
+            os.pwrite(fd, bytes(entry.inode.disk).ljust(os.fstat(fd).st_size, b"\0"), 0)
 
     def unlink(self, path: Any) -> None:
         full = os.fspath(path)

@@ -55,14 +55,16 @@ def _row(world: World, one: Instance, state: str, file: int, complete: int | Non
     check, number = world.oracle.check, one.number
     same = (uid, syntax, length, digest) == (one.uid, one.syntax, len(one.data), blake3(one.data).digest())
     check("I2 states follow facts", same, f"{number:x} is noted as {uid}, {length} bytes")
-    if one.discarded and not world.rebuilt:
+    if one.discarded and not world.oracle.ledger_was_lost:
         check("I2 states follow facts", state == "discarded", f"{number:x} was discarded, and is {state}")
     if state == "discarded":
         check("I2 states follow facts", one.discarded, f"{number:x} is discarded, and nobody did that")
     elif state == "quarantined":
         check("I2 states follow facts", one.damaged, f"{number:x} is in quarantine, and is sound")
-    elif file == 0:
-        check("I2 states follow facts", there or one.damaged, f"{number:x} is {state}, and its file is gone")
+    elif file == 0 and not one.damaged:
+        check("I2 states follow facts", there, f"{number:x} is {state}, and its file is gone")
+        durable = world.disk.durable(str(world.spool.object_path(number)))
+        check("I1 held is durable", durable is not None and durable[4096:] == one.data, f"{number:x} is {state}")
     if file == 2:
         check("I2 states follow facts", not there, f"{number:x} is retired, and its file is there")
     elif complete is not None and one.acknowledged and not one.discarded:

@@ -21,6 +21,7 @@ from tests.proof.simulation_sites import Site, Stored
 
 CHECKS = {
     "I1 durable before success": "at the moment of 0x0000 the platter has the object's name, its head and each byte of it",
+    "I1 held is durable": "what the ledger counts as held is on the platter, whole, whatever the page cache shows",
     "I1 answered in time": "a status within 25 s of the last byte, unless the sync itself takes longer",
     "I1 failures are our own": "whatever breaks, a scanner gets a failure status; no exception that nobody foresaw",
     "I2 a number is used once": "no number's file is made twice, and no number stands for two acknowledged objects",
@@ -79,6 +80,7 @@ class Instance:
     discarded: bool = False
     damaged: bool = False
     duties: list[Duty] = field(default_factory=list)
+    routing: list[tuple[set[str], bool]] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)      # destinations that it was ever owed to
 
     def __post_init__(self) -> None:
@@ -110,6 +112,9 @@ class Oracle:
         self.found: list[tuple[str, str]] = []
         self.done: Counter[str] = Counter()
         self.instances: dict[int, Instance] = {}         # whatever was sent whole, by number
+        self.known: set[Content] = set()                 # of all that was ever sent whole
+        self.ledger_was_lost = False
+        self._offers = 0
         self.made: set[int] = set()
         self.gone: set[int] = set()
         self.successes: dict[tuple[str, Content], list[int]] = {}
@@ -139,7 +144,9 @@ class Oracle:
         before = self.instances.get(number)          # a slot that was given back untouched may be offered again
         self.check("I2 a number is used once", before is None or not before.acknowledged,
                    f"{number:x} stands for {before and before.uid} and {uid}")
-        found = self.instances[number] = Instance(number, uid, syntax, data, urgent, len(self.instances))
+        found = self.instances[number] = Instance(number, uid, syntax, data, urgent, self._offers)
+        self._offers += 1
+        self.known.add(found.content)
         return found
 
     def success(self, one: Instance, now: int, sites: list[tuple[set[str], bool]], durable: bytes | None) -> None:
@@ -149,6 +156,7 @@ class Oracle:
         self.check("I1 durable before success", whole, f"{one.number:x}: the platter has "
                    f"{'no such name' if durable is None else f'{len(durable)} bytes'}, {len(one.data)} were sent")
         one.acknowledged = True
+        one.routing = sites
         one.ever.update(*(alternatives for alternatives, _ in sites))
         one.head = (durable or b"")[:4096]
         self.acknowledged += 1
@@ -166,8 +174,7 @@ class Oracle:
 
     def arrived(self, site: Site, item: Stored) -> None:
         content = (item.uid, item.syntax, hashlib.sha256(item.data).hexdigest())
-        known = any(one.content == content for one in self.instances.values())
-        self.check("I5 what leaves is what came", known,
+        self.check("I5 what leaves is what came", content in self.known,
                    f"{site.name} got {len(item.data)} bytes as {item.uid}, which nobody sent")
 
     def told(self, site: Site, item: Stored, status: int | None, now: int) -> None:
@@ -203,6 +210,17 @@ class Oracle:
             for site in self.terms:
                 self.excuses[site, content] += times
 
+    def ledger_lost(self) -> None:
+        """It is made again from the objects: everything that is held is routed as when it came, and sent once more."""
+        self.ledger_was_lost = True
+        for number in self.gone:
+            self.instances.pop(number, None)
+        self.made -= self.gone
+        self.forgiven([one.content for one in self.instances.values()])
+        for one in self.instances.values():
+            self.disturbed.add(one.uid)
+            one.duties = [Duty(dict.fromkeys(sites, -1), required) for sites, required in one.routing]
+
     # What is true of a duty
 
     def delivered(self, one: Instance, duty: Duty) -> bool:
@@ -215,6 +233,9 @@ class Oracle:
             terms = self.terms[site]
             if terms.proof == "readback":
                 times += [at for at in self.listings.get((site, one.uid, one.content[2]), ()) if at >= since]
+                if self.ledger_was_lost:             # and with it the memory of what else went there under this UID
+                    times += [at for (name, uid, _), seen in self.listings.items() if (name, uid) == (site, one.uid)
+                              for at in seen if at >= since]
             else:
                 times += [at + terms.status_ns for at in self.successes.get((site, one.content), ())
                           if at >= since and at + terms.status_ns <= now]

@@ -97,7 +97,7 @@ class SimAssociation:
 
     fragment = FRAGMENT
 
-    def __init__(self, world: World, party: Party, limits: Limits, cancel: int = -1) -> None:
+    def __init__(self, world: World, party: Party, limits: Limits, cancel: int = -1, *_: object) -> None:
         self.party = party
         self.contexts: dict[int, AcceptedContext] = {}
         self.is_open = False

@@ -81,7 +81,6 @@ class World:
         self.slow_seconds = 0.0
         self.steps = 0
         self.maintaining = False
-        self.rebuilt = False
         self.receivers: list[Receiver | None] = [None, None]
         self.sender: Sender | None = None
         self.holder: Holder | None = None
@@ -211,8 +210,8 @@ class World:
         if one is not None:
             self.oracle.check("I4 intact objects stay", one.damaged, f"{one.number:x} is put aside by {self.current}")
 
-    def synced_again(self, path: str) -> None:
-        self.oracle.check("I6 no sync is repeated", False, os.path.basename(path))
+    def synced(self, path: str, again: bool) -> None:
+        self.oracle.check("I6 no sync is repeated", not again, os.path.basename(path))
 
     def failed(self, what: str, path: str, number: int) -> None:
         if what == "read":
