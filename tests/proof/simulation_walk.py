@@ -39,6 +39,8 @@ class Case:
     altered: int = 0
     unaccounted: int = 0
     done: Counter[str] = field(default_factory=Counter)
+    in_the_end: bool = False
+    """Whether the quiet end was reached."""
 
     def as_json(self) -> dict[str, Any]:
         """What is needed to play it again; `from_json` takes it back."""
@@ -69,8 +71,8 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def play(case: Case, folder: Path, tell: Callable[[str], None] = lambda line: None) -> Case:
-    """Run it to its end, or to the first step after which a check does not hold."""
+def play(case: Case, folder: Path, tell: Callable[[str], None] = lambda line: None, *, end: bool = True) -> Case:
+    """Run it, with the quiet end if `end`, or to the first step after which a check does not hold."""
     with World(folder, case.setting) as world:
         steps, oracle = Steps(world), world.oracle
         for name, arguments in case.script:
@@ -80,8 +82,10 @@ def play(case: Case, folder: Path, tell: Callable[[str], None] = lambda line: No
             if oracle.found:
                 break
         else:
-            quiet_end(world)
-            case.lost = _lost(world)
+            if end:
+                case.in_the_end = True
+                quiet_end(world)
+                case.lost = _lost(world)
         case.found = list(oracle.found)
         case.acknowledged, case.done = oracle.acknowledged, oracle.done
         case.altered = sum(name.startswith("I5") for name, _ in case.found)
@@ -109,7 +113,7 @@ def shrink(case: Case, folder: Path) -> Case:
         at = 0
         while at < len(script) and plays < MOST_PLAYS:
             plays += 1
-            shorter = play(Case(case.setting, script[:at] + script[at + size:]), folder)
+            shorter = play(Case(case.setting, script[:at] + script[at + size:]), folder, end=case.in_the_end)
             if any(found[0] == name for found in shorter.found):
                 best, script = shorter, shorter.script[:shorter.steps]
             else:
