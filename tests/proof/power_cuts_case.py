@@ -219,9 +219,8 @@ def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None
             with suppress(Enough):
                 Explorer(case, work, judge, result, kept, say).life(recording)
     except AssertionError as error:
-        # A life that does not get to its end: with a mistake, it has shown; without, it is a failure all the same.
-        result.caught = max(result.caught, 0)
-        result.failures.append(f"{case.name}: the recorded life itself failed: {str(error)[:500]}")
+        # A life that does not get to its end is a failure, and nothing that the crash states have caught.
+        result.failures.append(f"{case.name}: the recorded life itself failed: {str(error)[:6000]}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     result.seconds = round(time.monotonic() - began, 1)

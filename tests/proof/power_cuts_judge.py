@@ -137,6 +137,8 @@ def _judged(answer: dict[str, Any], spool: Path, known: Before, stores: dict[str
     journal.acknowledged = [*known.promised, *(entry for _, entry in more)]
     verdict = oracle.judge(journal, _entries(stores), spool=spool, balance=answer["balance"])
     finding = Finding(verdict, stores, list(answer["faults"]), answer["adopted"], answer["remnants"], answer["void"], more)
+    damaged = [held for held in oracle.read_spool(spool) if not held.intact or held.excess]
+    finding.faults += [f"adopted as it is: {held.path.name}: {held.fault or 'too long'}" for held in damaged[:3]]
     if verdict.set_aside:
         finding.faults.append(f"{verdict.set_aside} acknowledged objects are in quarantine")
     for name, entries in _entries(stores).items() if everywhere else ():

@@ -81,8 +81,11 @@ def go_on(config: Path, port: int, position: Position, count: int) -> dict[str, 
 
         def settled() -> bool:
             kick.send(Path(box.config.control.run) / kick.KEEPER)
-            if parked := ledger.stuck(DeliveryState.PARKED):     # killed twice at it before the power failed: a person's turn
+            # What is for a person: killed twice at it before the power failed, or heard of after later content of its UID.
+            if parked := ledger.stuck(DeliveryState.PARKED):
                 ledger.requeue([row.number for row in parked], "test", states=("parked",))
+            if late := [row.number for row in ledger.stuck(DeliveryState.HELD) if row.reason == "late"]:
+                ledger.release(late, "test")
             counts = ledger.counts()
             open_still = counts.unrouted + counts.states[ObjectState.WAITING] + counts.states[ObjectState.SENT]
             return counts.accepted == before + len(acknowledged) and not open_still
