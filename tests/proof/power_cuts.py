@@ -43,9 +43,9 @@ HUNT = 150
 """A mistake has to show within so many states."""
 
 INVISIBLE = ("slots not synced", "digest not checked at start")
-"""Mistakes that neither ext4 nor XFS punishes. Their journals are written in order: the sync of an object's file makes the folder
-durable that it was made in before, and a file's length never becomes durable before the data that was written first. POSIX
-promises nothing of the kind."""
+"""Mistakes that neither ext4 nor XFS punishes. Their journals are written in order: the sync of an object's file makes the
+folder durable that it was made in before, and a file's length never becomes durable before the data that was written first.
+POSIX promises nothing of the kind."""
 
 EVERY_HOW = tuple((kind, direct) for kind in ("ext4", "xfs") for direct in (True, False))
 
