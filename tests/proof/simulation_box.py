@@ -32,6 +32,9 @@ DEFAULT = "pacs"
 SITES = ("pacs", "vna", "research", "cloud")
 HOURS = ("19:00-06:30",)
 
+SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+SIZES = (0, 1, 900, 3000, 6500, 9500)
+
 _DESTINATIONS = {
     "pacs": Destination(id="pacs", address="pacs", default=True, proof="readback", called="PACS", calling="GATE"),
     "vna": Destination(id="vna", address="vna", proof="status", status_days=STATUS_DAYS, resend="never", window=2),
@@ -127,3 +130,12 @@ class NoIndex:
         return False
 
     def close(self) -> None: ...
+
+def content(what: int) -> tuple[str, str, bytes]:
+    """UID, transfer syntax and data set number `what`: six UIDs, each with two contents and one of them in two syntaxes."""
+    number, variant = what // 4, what % 4
+    other = variant == 2
+    size = SIZES[(number + 3 * other) % len(SIZES)]
+    head = b"" if number == 5 else f"STUDY=1.9.{number % 2};".encode()
+    data = (head + bytes((number, 77 if other else 7)) * size)[:max(size, len(head))]
+    return f"1.2.{number}", SYNTAXES[variant == 3], data

@@ -279,8 +279,8 @@ class Disk:
             self.hooks.synced(entry.path, inode.failed_for is not None and inode.failed_for is entry.process)
         number = self._meet("sync folder" if entry.folder else "sync", entry.path)
         if number:
-            if inode is not None:
-                inode.pending.clear()
+            if inode is not None:                    # the data is lost; a length is metadata, and stays in the journal
+                inode.pending = [(at, data) for at, data in inode.pending if data is None]
                 inode.failed_for = entry.process
             raise OSError(number, os.strerror(number), entry.path)
         if inode is not None:
@@ -341,6 +341,7 @@ class SimOs:
             entry.inode = disk.names.get(full)
             if flags & os.O_TRUNC and entry.inode is not None and not makes:
                 entry.inode.pending.append((0, None))
+                entry.inode.failed_for = None        # what is written from here on is other data
         disk.opened(fd, entry)
         return fd
 

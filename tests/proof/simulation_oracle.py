@@ -53,16 +53,24 @@ Content = tuple[str, str, str]
 """UID, transfer syntax, SHA-256 of the data set."""
 
 
+Routing = list[tuple[tuple[str, ...], bool]]
+"""Each destination with those that may stand in for it, and whether it is required."""
+
+
 @dataclass(slots=True)
 class Duty:
-    """One destination that an object is owed to, or any of several: each with the powered-on time (ns) since which what it
-    says counts."""
+    """One destination that an object is owed to, and who may stand in for it: each with the powered-on time (ns) since which
+    what it says counts."""
 
     sites: dict[str, int]
     required: bool = True
 
+    @property
+    def main(self) -> str:
+        return next(iter(self.sites))
+
     def __str__(self) -> str:
-        return "/".join(sorted(self.sites))
+        return "/".join(self.sites)
 
 
 @dataclass(slots=True)
@@ -80,7 +88,7 @@ class Instance:
     discarded: bool = False
     damaged: bool = False
     duties: list[Duty] = field(default_factory=list)
-    routing: list[tuple[set[str], bool]] = field(default_factory=list)
+    routing: Routing = field(default_factory=list)
     ever: set[str] = field(default_factory=set)      # destinations that it was ever owed to
 
     def __post_init__(self) -> None:
@@ -149,7 +157,7 @@ class Oracle:
         self.known.add(found.content)
         return found
 
-    def success(self, one: Instance, now: int, sites: list[tuple[set[str], bool]], durable: bytes | None) -> None:
+    def success(self, one: Instance, now: int, sites: Routing, durable: bytes | None) -> None:
         """0x0000 for it. `sites` it is owed to now, and whether they are required; `durable`: what the platter has."""
         whole = durable is not None and len(durable) == 4096 + len(one.data) and durable[4096:] == one.data \
             and any(durable[:4096])
@@ -210,13 +218,15 @@ class Oracle:
             for site in self.terms:
                 self.excuses[site, content] += times
 
-    def ledger_lost(self) -> None:
-        """It is made again from the objects: everything that is held is routed as when it came, and sent once more."""
+    def ledger_lost(self, held: set[int]) -> None:
+        """It is made again from the objects that are held: they are routed as when they came, and sent once more. Of all
+        others nothing is known any more."""
         self.ledger_was_lost = True
-        for number in self.gone:
-            self.instances.pop(number, None)
-        self.made -= self.gone
         self.forgiven([one.content for one in self.instances.values()])
+        for number in [number for number in self.instances if number not in held]:
+            del self.instances[number]
+        self.made &= held
+        self.gone &= held
         for one in self.instances.values():
             self.disturbed.add(one.uid)
             one.duties = [Duty(dict.fromkeys(sites, -1), required) for sites, required in one.routing]

@@ -24,19 +24,17 @@ from appliance.manage.verbs import Desk, handlers
 from appliance.model import Source
 from appliance.receive.services import Call, Refusal
 from appliance.spool import rebuild
-from tests.proof.simulation_box import DEFAULT, FAIL_OVER, ROUTES, SITES, Receiver, Underway
+from tests.proof.simulation_box import DEFAULT, FAIL_OVER, ROUTES, SITES, Receiver, Underway, content
 from tests.proof.simulation_examine import examine, live
-from tests.proof.simulation_oracle import Duty, Instance
+from tests.proof.simulation_oracle import Duty, Instance, Routing
 from tests.proof.simulation_sites import MOODS, PLANS
 from tests.proof.simulation_world import World
 
 T = TypeVar("T")
 
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
-SYNTAXES = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 CALLED = tuple(ROUTES)
 CALLING = ("DAY", "ER", "OLD")
-SIZES = (0, 1, 900, 3000, 6500, 9500)
 STRETCHES = (0.3, 2.0, 30.0, 400.0, 4000.0, 30_000.0, 200_000.0)
 STEPS_OF_THE_CLOCK = (-10 * 365 * 86400.0, -3600.0, -60.0, 60.0, 3600.0, 10 * 365 * 86400.0)
 ROLES = ("receiver 0", "receiver 1", "forwarder", "keeper")
@@ -219,13 +217,13 @@ class Steps:
             path = str(world.spool.object_path(one.number))
             oracle.success(found, world.clock.powered_ns, self._owed(one), world.disk.durable(path))
 
-    def _owed(self, one: Underway) -> list[tuple[set[str], bool]]:
+    def _owed(self, one: Underway) -> Routing:
         """Where that goes by the configuration in force, as a person reads it."""
         sites = [site for site in ROUTES[one.called] if site not in self.world.without]
         if DEFAULT not in sites and not one.data.startswith(b"STUDY="):
             sites.append(DEFAULT)
         terms = self.world.oracle.terms
-        return [({site} | ({FAIL_OVER[site]} if site in FAIL_OVER else set()), terms[site].required) for site in sites]
+        return [((site, FAIL_OVER[site]) if site in FAIL_OVER else (site,), terms[site].required) for site in sites]
 
     # --- the stages -------------------------------------------------------------------------------------------------------
 
@@ -363,7 +361,8 @@ class Steps:
         oracle = self.world.oracle
         now = min([self.world.clock.powered_ns,
                    *(oracle.successes[key][-1] for key in oracle.unsettled if key[1] == one.content)])
-        for duty in [duty for duty in one.duties if where in duty.sites]:
+        concerned = [duty for duty in one.duties if duty.main == where] or [duty for duty in one.duties if where in duty.sites]
+        for duty in concerned:
             if target is None:
                 duty.sites[where] = now
             elif target != where:
@@ -480,19 +479,11 @@ class Steps:
         for process in world.processes():
             world.bury(process)
         world.blind()
-        world.oracle.ledger_lost()
+        held = {int(path[-20:-4], 16) for path in world.disk.names if path.endswith(".dcm")}
+        world.oracle.ledger_lost(held)
         for _ in range(50):                          # where the disk fails, it is run again
             with suppress(LedgerError, SpoolError):
                 rebuild.rebuild(world.spool, world.clock)
                 return
         raise AssertionError("the ledger cannot be made again")
 
-
-def content(what: int) -> tuple[str, str, bytes]:
-    """UID, transfer syntax and data set number `what`: six UIDs, each with two contents and one of them in two syntaxes."""
-    number, variant = what // 4, what % 4
-    other = variant == 2
-    size = SIZES[(number + 3 * other) % len(SIZES)]
-    head = b"" if number == 5 else f"STUDY=1.9.{number % 2};".encode()
-    data = (head + bytes((number, 77 if other else 7)) * size)[:max(size, len(head))]
-    return f"1.2.{number}", SYNTAXES[variant == 3], data

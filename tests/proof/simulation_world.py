@@ -7,12 +7,9 @@ so that a seed says all of it. The stages are the product's own objects; see
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,11 +26,9 @@ from appliance.forward import dimse, router, underway
 from appliance.forward.engine import Forwarder
 from appliance.forward.lane import Lane
 from appliance.keeper.keeper import Keeper
-from appliance.policy import Party
 from appliance.receive.services import Storage
 from appliance.spool import balance as balancing
 from appliance.spool import schema
-from appliance.spool.index import Located
 from appliance.spool.intake import Intake
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
@@ -51,9 +46,10 @@ from tests.proof.simulation_box import (
     configuration,
 )
 from tests.proof.simulation_disk import Disk, SimFcntl, SimOs, SimPath
-from tests.proof.simulation_oracle import Instance, Oracle
+from tests.proof.simulation_hooks import Hooks
+from tests.proof.simulation_oracle import Oracle
 from tests.proof.simulation_process import Crash, Idle, Process, SimClock, SimThread, Stage, unheard
-from tests.proof.simulation_sites import SimAssociation, SimChild, SimFinder, Site, Stored, series_of
+from tests.proof.simulation_sites import SimAssociation, SimChild, SimFinder, Site
 
 T = TypeVar("T")
 
@@ -61,7 +57,7 @@ MOST_TURNS = 400
 """Turns of a lane that is to end: more than any takes unless it spins."""
 
 
-class World:
+class World(Hooks):
     """See the module. Use as a context: while it is entered, the product's stages run on the simulation."""
 
     def __init__(self, folder: Path, setting: Setting) -> None:
@@ -141,21 +137,28 @@ class World:
         found += [each.process for each in (self.sender, self.holder) if each is not None]
         return found
 
-    # --- what the disk, the threads and the sites ask ---------------------------------------------------------------------
+    # --- threads ----------------------------------------------------------------------------------------------------------
 
-    def effect(self, what: str) -> None:
-        process = self.current
-        if process is None:
+    def run_beside(self, seconds: float) -> float:
+        receiver = next(r for r in self.receivers if r is not None and r.process is self.current)
+        return self._maintain(receiver, seconds)
+
+    def join(self, thread: SimThread) -> None:
+        owner = thread.owner
+        if self.current is None or self.current.dead:
             return
-        if process.dead:
-            raise Crash(what)
-        self.clock.advance(0.0002)
-        if process.fuse is not None:
-            process.fuse -= 1
-            if process.fuse < 0:
-                self.blackout = self.blackout or process.power
-                self._die(process)
-                raise Crash(what)
+        if isinstance(owner, Intake):
+            before, self.maintaining = self.maintaining, True
+            with suppress(Idle):
+                thread.target()
+                thread.alive = False
+            self.maintaining = before
+        elif isinstance(owner, Lane):
+            for _ in range(MOST_TURNS):
+                if self._lane_turn(owner) is None:
+                    return
+        else:
+            thread.alive = False
 
     def _die(self, process: Process) -> None:
         process.dead = True
@@ -167,124 +170,6 @@ class World:
     def _forgive_unsettled(self) -> None:
         self.oracle.forgiven({content for _, content in self.oracle.unsettled})
         self.oracle.unsettled.clear()
-
-    def process(self) -> object:
-        return self.current
-
-    def _number(self, path: str) -> int | None:
-        name = os.path.basename(path)
-        return int(name[:16], 16) if os.path.dirname(path).startswith(str(self.spool.objects)) else None
-
-    def instance_at(self, path: str) -> Instance | None:
-        """The acknowledged object whose file that is."""
-        number = self._number(path)
-        one = None if number is None else self.oracle.instances.get(number)
-        return one if one is not None and one.acknowledged else None
-
-    def made(self, path: str) -> None:
-        number = self._number(path)
-        if number is not None:
-            self.oracle.check("I2 a number is used once", number not in self.oracle.made, f"{number:x} is made twice")
-            self.oracle.made.add(number)
-
-    def wrote(self, path: str) -> None:
-        one = self.instance_at(path)
-        self.oracle.check("I3 unmodified", one is None, f"{os.path.basename(path)} is written by {self.current}")
-
-    def read(self, path: str, offset: int) -> None:
-        receiving = any(r is not None and r.process is self.current for r in self.receivers)
-        self.oracle.check("I8 not read before custody", not receiving or self.maintaining, os.path.basename(path))
-
-    def gone(self, path: str) -> None:
-        number = self._number(path)
-        if number is None or self.current is None:
-            return
-        row = bool(self.look_up("SELECT 1 FROM events WHERE number = ? AND kind = 'retiring'", number))
-        busy = any(number == each.number for r in self.receivers if r is not None for each in r.underway)
-        self.oracle.check("I4 only the keeper deletes", not busy, f"{number:x} is being received")
-        role = "keeper" if self.holder is not None and self.current is self.holder.process else self.current.name
-        self.oracle.may_go(number, role, self.clock.powered_ns, row)
-
-    def aside(self, source: str, target: str) -> None:
-        one = self.instance_at(source)
-        if one is not None:
-            self.oracle.check("I4 intact objects stay", one.damaged, f"{one.number:x} is put aside by {self.current}")
-
-    def synced(self, path: str, again: bool) -> None:
-        self.oracle.check("I6 no sync is repeated", not again, os.path.basename(path))
-
-    def failed(self, what: str, path: str, number: int) -> None:
-        if what == "read":
-            one = self.instance_at(path)
-            if one is not None:                      # it will be put aside, and that is right
-                self.damage(one)
-        elif number not in (errno.ENOSPC, errno.EDQUOT) and self.current is not None and self.current.failed_at is None:
-            self.current.failed_at = self.clock.boot_ns()
-
-    def damage(self, one: Instance) -> None:
-        """From now on its file is not what was acknowledged, or cannot be read."""
-        one.damaged = True
-        self.oracle.disturbed.add(one.uid)
-
-    def slow(self, seconds: float) -> None:
-        self.slow_seconds += seconds
-        self.clock.advance(seconds)
-
-    def run_beside(self, seconds: float) -> float:
-        receiver = next(r for r in self.receivers if r is not None and r.process is self.current)
-        return self._maintain(receiver, seconds)
-
-    def join(self, thread: SimThread) -> None:
-        owner = thread.owner
-        if self.current is None or self.current.dead:
-            return
-        if isinstance(owner, Intake):
-            with suppress(Idle):
-                thread.target()
-                thread.alive = False
-        elif isinstance(owner, Lane):
-            for _ in range(MOST_TURNS):
-                if self._lane_turn(owner) is None:
-                    return
-        else:
-            thread.alive = False
-
-    def pass_time(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-
-    def site(self, host: str) -> Site:
-        return self.sites[host]
-
-    def arrived(self, site: Site, party: Party, item: Stored) -> None:
-        self.oracle.arrived(site, item)
-        if site.name == "research" and self.clock.trusted():
-            minutes = [_minute(self.clock.wall_ns() - late * SECOND) for late in (0, 120)]
-            shut = all(390 <= minute < 1140 for minute in minutes)
-            urgent = any(one.urgent and (one.uid, one.data) == (item.uid, item.data) for one in self.oracle.instances.values())
-            self.oracle.check("I7 time of day", not shut or urgent, f"{item.uid} at minute {minutes[0]}")
-
-    def told(self, site: Site, item: Stored, status: int | None) -> None:
-        self.oracle.told(site, item, status, self.clock.powered_ns)
-
-    def listed(self, site: Site, uid: str) -> None:
-        self.oracle.listed(site, uid, self.clock.powered_ns)
-
-    def missed(self, site: Site, asked: Callable[[Stored], bool]) -> None:
-        self.oracle.missed(site, asked)
-
-    def locate(self, numbers: Iterable[int]) -> dict[int, Located]:
-        found = {}
-        for number in numbers:
-            study, series = series_of(self.oracle.instances[number].data) if number in self.oracle.instances else ("", "")
-            if study:
-                found[number] = Located(number, study, study, series)
-        return found
-
-    def look_up(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """The judge's own look into the ledger, by a connection of its own."""
-        if self.eyes is None:
-            self.eyes = apsw.Connection(str(self.spool.ledger_path))
-        return self.eyes.execute(sql, values).fetchall()
 
     # --- processes --------------------------------------------------------------------------------------------------------
 
@@ -517,11 +402,6 @@ class World:
         with Ledger.open(self.spool.ledger_path, self.clock, read_only=True) as ledger:
             found = balancing.balance(self.spool, ledger, deep=deep)
         return [str(each) for each in found.discrepancies] or ([] if found.balanced else ["unaccounted"])
-
-
-def _minute(wall_ns: int) -> int:
-    local = time.localtime(wall_ns // SECOND)
-    return local.tm_hour * 60 + local.tm_min
 
 
 def _query_proof(world: World, destination: Destination, locate: Any, rivalled: Any) -> QueryProof:
