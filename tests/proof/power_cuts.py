@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ def run(budget: Budget) -> Figures:
     """See `figures`. CannotRun where this machine has no FUSE, no loop devices or no mkfs, or we are not root."""
     if reason := why_not(budget.folder):
         raise CannotRun(reason)
-    figures = Figures(NAME)
+    figures, began = Figures(NAME), time.monotonic()
     book = budget.state / "cases.jsonl"
     done = list(_written(book, budget.version))
     if budget.quick:
-        wanted = [Case(kind, direct, budget.seed, QUICK_STATES) for kind, direct in EVERY_HOW]
+        wanted = [Case(kind, direct, budget.seed, QUICK_STATES, goes_on=20) for kind, direct in EVERY_HOW]
         done = []
     else:
         wanted = [Case(kind, direct, budget.seed + number, STATES) for number in range(ROUNDS) for kind, direct in EVERY_HOW]
@@ -70,8 +70,9 @@ def run(budget: Budget) -> Figures:
             out.write(json.dumps({"version": budget.version, "case": case.name, **asdict(result)}) + "\n")
     for _, result in done:
         add(figures, result)
-    if not budget.quick:
-        hunt(figures, budget)
+    left = budget.seconds - (time.monotonic() - began)
+    if not budget.quick and (left > 0 or not budget.seconds):
+        hunt(figures, replace(budget, seconds=max(left, 0.0)))
     return figures
 
 
@@ -94,10 +95,11 @@ def hunt(figures: Figures, budget: Budget, names: Iterable[str] = tuple(MISTAKES
     """Break the product on purpose: each mistake has to show on one of the file systems at least."""
     cases = [Case(kind, name != "objects not synced", budget.seed, HUNT, mistakes=(name,), first=True)
              for name in names for kind in ("ext4", "xfs")]
-    caught: dict[str, list[str]] = {case.mistakes[0]: [] for case in cases}
+    caught: dict[str, list[str]] = {}
     for case, result in in_parallel(cases, budget):
+        where_of = caught.setdefault(case.mistakes[0], [])
         if result.caught > 0:
-            caught[case.mistakes[0]].append(f"{case.kind} at state {result.caught}")
+            where_of.append(f"{case.kind} at state {result.caught}")
         else:
             why = result.failures[0][:200] if result.failures else f"not seen in {result.states} states"
             figures.notes.append(f"{case.mistakes[0]}, {case.kind}: {why}")

@@ -29,9 +29,6 @@ from tests.proof.power_cuts_judge import Before, Finding, Judge
 from tests.proof.power_cuts_life import MARKER, Recording, Stored, recorded_life
 from tests.support.crash import Images, Record, RecordedDisk, State, mounted, run, states
 
-GOES_ON = 8
-"""Of so many states one runs on until everything was delivered."""
-
 DEEPER = 30
 """Of so many states one is started on a recorded disk, and crashed again."""
 
@@ -47,7 +44,9 @@ _CLONE_NEWNS = 0x00020000
 class Case:
     """`states`: crash states of the life itself, those of recoveries come on top. `count`: objects of each scanner.
 
-    `mistakes`: what is broken on purpose; `first`: stop at the first state that shows it, and look at no recovery of one.
+    `goes_on`: of so many states one runs on until everything was delivered.
+    `mistakes`: what is broken on purpose; `first`: stop at the first state that
+    shows it, and look at no recovery of one.
     """
 
     kind: str
@@ -55,6 +54,7 @@ class Case:
     seed: int
     states: int
     count: int = 40
+    goes_on: int = 8
     mistakes: tuple[str, ...] = ()
     first: bool = False
 
@@ -125,7 +125,7 @@ class Explorer:
         told = time.monotonic()
         for number, state in enumerate(states(records, recording.start, self._case.states, self._dice)):
             known = _before(recording, records, state)
-            goes_on = number % GOES_ON == GOES_ON - 1
+            goes_on = number % self._case.goes_on == self._case.goes_on - 1
             self._look(images.build(state), known, state, goes_on=goes_on)
             self._result.states += 1
             if number % DEEPER == DEEPER // 2 and not self._case.first:

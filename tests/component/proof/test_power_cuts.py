@@ -27,7 +27,7 @@ SEED = int(os.environ.get("DCMGATE_CRASH_SEED", "20260101"))
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_nothing_acknowledged_is_lost_in_a_whole_life(tmp_path: Path, kind: str, direct: bool) -> None:
     need_root_and_loops(tmp_path)
-    result = run_case(Case(kind, direct, SEED, STATES), tmp_path / "case", tmp_path / "kept", print)
+    result = run_case(Case(kind, direct, SEED, STATES, goes_on=20), tmp_path / "case", tmp_path / "kept", print)
     assert not result.failures
     assert (result.lost, result.altered, result.unaccounted) == (0, 0, 0)
     assert result.states == STATES and result.second and result.third and result.went_on
