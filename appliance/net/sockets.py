@@ -127,7 +127,8 @@ def is_quiet(sock: Stream) -> bool:
 
 # --- connecting ---------------------------------------------------------------------------------------------------------
 
-_Address = tuple[int, tuple[str | int, ...]]
+Address = tuple[int, tuple[str | int, ...]]
+"""Family, and the parts of an address of it without the port."""
 
 
 class _Lookup:
@@ -135,7 +136,7 @@ class _Lookup:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self.addresses: list[_Address] = []
+        self.addresses: list[Address] = []
         self.error: OSError | None = None
         self.done = threading.Event()
         threading.Thread(target=self._run, name="lookup", daemon=True).start()
@@ -157,8 +158,8 @@ _lock = threading.Lock()
 _lookups: dict[str, _Lookup] = {}
 
 
-def _resolve(host: str, seconds: float) -> list[_Address]:
-    """(family, parts of the address without the port). socket.gaierror, also where there is no answer in time."""
+def resolve(host: str, seconds: float) -> list[Address]:
+    """The addresses of a name, of both families. socket.gaierror, also where there is no answer in time."""
     with suppress(OSError):
         socket.inet_pton(socket.AF_INET, host)
         return [(int(socket.AF_INET), (host,))]
@@ -183,23 +184,28 @@ def connect(host: str, port: int, seconds: float, cancel: int = -1) -> socket.so
     Every address of the name is tried; the error is that of the last.
     """
     deadline = time.monotonic() + seconds
-    addresses = _resolve(host, seconds)
+    addresses = resolve(host, seconds)
     last: OSError = socket.gaierror(socket.EAI_NONAME, f"{host!r} has no address")
     for left, (family, parts) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         share = (deadline - time.monotonic()) / left
         if share <= 0:
             raise TimeoutError(errno.ETIMEDOUT, f"no answer from {host} within {seconds:.3g} s")
         try:
-            return _connect(socket.AddressFamily(family), (parts[0], port, *parts[1:]), share, cancel)
+            return connect_to((family, parts), port, share, cancel)
         except OSError as e:
             last = e
     raise last
 
 
-def _connect(family: socket.AddressFamily, address: tuple[str | int, ...], seconds: float, cancel: int) -> socket.socket:
+def connect_to(there: Address, port: int, seconds: float, cancel: int = -1, *, segment: int = 0) -> socket.socket:
+    """`connect` to one address. `segment`: most bytes of TCP payload in a packet, either way; 0: as the system thinks."""
+    family, parts = there
+    address = (parts[0], port, *parts[1:])
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         no_delay(sock)
+        if segment:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         sock.setblocking(False)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
