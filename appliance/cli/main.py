@@ -23,6 +23,7 @@ from appliance.cli import (
     listing,
     peer_commands,
     person_commands,
+    proxy_commands,
     route_commands,
     send_command,
     spool_commands,
@@ -38,7 +39,7 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, send_command,
-            config_commands, cert_commands, spool_commands, archive_commands, stage_commands)
+            config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -35,6 +35,7 @@ from appliance.dicom.upper import UpperLayer
 from appliance.errors import DeliveryError, ProtocolError
 from appliance.model import Fault
 from appliance.net import sockets
+from appliance.net.proxy import Proxy
 from appliance.net.secure import Secure
 from appliance.net.tls import Client
 from appliance.net.tlserrors import TlsError
@@ -76,9 +77,11 @@ class Limits:
 
 
 class Association:
-    """Connects when made; `associate` comes first, `release` or `abort` last. `tls`: what TLS is spoken by, if any."""
+    """Connects when made; `associate` comes first, `release` or `abort` last. `tls`: what TLS is spoken by, if any; `proxy`:
+    what it goes through."""
 
-    def __init__(self, party: Party, limits: Limits, cancel: int = -1, tls: Client | None = None) -> None:
+    def __init__(self, party: Party, limits: Limits, cancel: int = -1, tls: Client | None = None,
+                 proxy: Proxy | None = None) -> None:
         self.party = party
         self._limits = limits
         self._tls = tls
@@ -90,7 +93,8 @@ class Association:
         self._closing = threading.Lock()  # against `interrupt`: a closed descriptor may belong to somebody else at once
         self._deadline = time.monotonic() + limits.connect
         try:
-            self._sock: sockets.Stream = sockets.connect(party.host, party.port, limits.connect, cancel)
+            connect = sockets.connect if proxy is None else proxy.connect
+            self._sock: sockets.Stream = connect(party.host, party.port, limits.connect, cancel)
         except OSError as e:
             raise AssociationLost(failure_of(e), party) from None
 

@@ -27,6 +27,7 @@ from appliance.forward.association import GATHER, Association, AssociationLost, 
 from appliance.forward.transport import Emit
 from appliance.model import Fault, Priority
 from appliance.net.certstore import Store
+from appliance.net.proxy import Proxy
 from appliance.net.tls import Client
 from appliance.policy import Aborted, Answer, Failure, FailureKind, Finding, NoContext, Party, Status, classify
 from appliance.sandbox.parent import Child
@@ -59,6 +60,7 @@ class DimseTransport:
         self._box = box
         self._limits = Limits(destination.connect_seconds, destination.progress_seconds, destination.max_pdu)
         self._tls = Client(Store(state), destination, destination.address) if destination.tls != "off" else None
+        self._proxy = Proxy(destination.proxy, state) if destination.proxy else None
         self._association: Association | None = None
         self._proposed: frozenset[Pair] = frozenset()
         self._party: Party | None = None
@@ -164,7 +166,7 @@ class DimseTransport:
         if self._aborted.is_set():
             raise AssociationLost(Failure(FailureKind.CLOSED, "given up"), party)
         self._party = party
-        association = self._association = Association(party, self._limits, self._cancel, self._tls)
+        association = self._association = Association(party, self._limits, self._cancel, self._tls, self._proxy)
         if self._aborted.is_set():  # between the two: `abort` has not seen it
             association.interrupt()
         association.associate([pdu.ProposedContext(2 * n + 1, abstract, (syntax,))

@@ -139,6 +139,18 @@ class Writer:
                 self._write(folder / f"{name.replace('_', '-')}.pem", data)
             _sync(folder)
 
+    def keep(self, path: Path, data: bytes) -> None:
+        """A secret of another kind below the state folder, in one step; its folder is made where it is missing."""
+        try:
+            if not path.parent.is_dir():
+                path.parent.mkdir(0o700)
+                self._own(path.parent)
+                _sync(path.parent.parent)
+            self._write(path, data)
+            _sync(path.parent)
+        except OSError as e:
+            raise self._cannot(path, e) from e
+
     def read(self, id: str, name: str) -> bytes:
         """A file of an id; empty where there is none."""
         try:

@@ -86,6 +86,8 @@ class FailureKind(StrEnum):
     CLOSED = "closed"            # closed or reset by the peer
     TLS = "tls"                  # the handshake failed
     CERTIFICATE = "certificate"  # ours is refused, or theirs is not trusted
+    PROXY = "proxy"              # the HTTP proxy is not there, or cannot reach the far end
+    PROXY_REFUSES = "proxy refuses"  # it does not take our password, or does not lead there
     PROTOCOL = "protocol"        # what came back breaks PS3.7 or PS3.8
     LOCAL_OBJECT = "object"      # the object itself cannot be read or written there: damaged, too long for the target
     STORAGE = "storage"          # folder: missing, no marker, I/O error
@@ -270,6 +272,10 @@ _FAILURES: dict[FailureKind, tuple[Fault, str, str]] = {
     FailureKind.TLS: (Fault.DESTINATION, "the TLS handshake with {place} failed", "check that it speaks TLS 1.2 or 1.3 there"),
     FailureKind.CERTIFICATE: (Fault.CONFIGURATION, "a certificate is refused between us and {place}",
                               "renew it, or have its authority trusted"),
+    FailureKind.PROXY: (Fault.DESTINATION, "{place} is not reached through its proxy", "check the proxy, and that it may reach "
+                        "that host and port"),
+    FailureKind.PROXY_REFUSES: (Fault.CONFIGURATION, "the proxy does not let us through to {place}", "correct its password "
+                                "(`dcmgate proxy password`), or have it allow that host and port"),
     FailureKind.PROTOCOL: (Fault.DESTINATION, "{place} does not answer as a DICOM node does", "check address and port"),
     FailureKind.LOCAL_OBJECT: (Fault.OBJECT, "the object cannot be sent to {place}", "look at the object"),
     FailureKind.STORAGE: (Fault.DESTINATION, "the folder of {destination} cannot be written", "check that it is mounted"),
@@ -292,7 +298,8 @@ _ERRNO: dict[int, FailureKind] = {
     5: FailureKind.STORAGE, 30: FailureKind.STORAGE,
 }
 _NAMED: dict[str, FailureKind] = {
-    "TlsError": FailureKind.TLS, "gaierror": FailureKind.NAME, "herror": FailureKind.NAME, "TimeoutError": FailureKind.TIMEOUT,
+    "TlsError": FailureKind.TLS, "ProxyError": FailureKind.PROXY,
+    "gaierror": FailureKind.NAME, "herror": FailureKind.NAME, "TimeoutError": FailureKind.TIMEOUT,
     "SSLCertVerificationError": FailureKind.CERTIFICATE, "SSLZeroReturnError": FailureKind.CLOSED,
     "SSLEOFError": FailureKind.CLOSED, "SSLError": FailureKind.TLS,
     "ConnectionRefusedError": FailureKind.REFUSED, "ConnectionResetError": FailureKind.CLOSED,
@@ -310,6 +317,8 @@ def failure_of(error: BaseException) -> Failure:
         kind = _NAMED.get(name)
         if name == "TlsError":       # it says whose certificate it is about, if it is about one
             kind = FailureKind.CERTIFICATE if getattr(error, "certificate", "") else kind
+        elif name == "ProxyError":
+            kind = FailureKind.PROXY_REFUSES if getattr(error, "settled", False) else kind
         elif kind is FailureKind.TLS and any(word in text.lower() for word in _CERTIFICATE_ALERTS):
             kind = FailureKind.CERTIFICATE
         if kind is not None:
