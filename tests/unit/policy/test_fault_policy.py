@@ -47,8 +47,8 @@ D, C, O = Fault.DESTINATION, Fault.CONFIGURATION, Fault.OBJECT  # noqa: E741
     (HttpStatus(500), D), (HttpStatus(503), D), (HttpStatus(599), D), (HttpStatus(408), D), (HttpStatus(400), O),
     (HttpStatus(404), O), (HttpStatus(404, everything=True), C), (HttpStatus(415), O), (HttpStatus(302), O),
     (HttpStatus(204), O),
-    *((Failure(kind), C if kind in (FailureKind.CERTIFICATE, FailureKind.PROXY_REFUSES) else O if kind is FailureKind.LOCAL_OBJECT else D)
-      for kind in FailureKind),
+    *((Failure(kind), C if kind in (FailureKind.CERTIFICATE, FailureKind.PROXY_REFUSES) else
+       O if kind is FailureKind.LOCAL_OBJECT else D) for kind in FailureKind),
 ])
 def test_whose_fault_it_is(answer: Answer, fault: Fault | None) -> None:
     assert classify(answer, PACS).fault is fault
