@@ -31,13 +31,13 @@ from tests.proof import kills_rounds
 from tests.proof.figures import Budget, CannotRun, Figures
 from tests.proof.kills_cases import Measured, cases
 from tests.support import syscalls
+from tests.support.memory import in_memory
 
 NAME = "kills"
 ABOUT = "SIGKILL at every system call of accept, deliver, retire and recovery, and at random moments"
 REQUIREMENTS = ("I1", "I2", "I4", "I9")
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMORY = Path("/dev/shm")
 NEEDED = 512 << 20
 PLACE = "dcmgate-kills-"
 
@@ -180,21 +180,13 @@ class Worker:
         return dict(json.loads(line)) if line else None
 
 
-def _put_away() -> None:
-    """What runs left in memory that were killed themselves."""
-    for place in MEMORY.glob(f"{PLACE}*"):
-        if not Path(f"/proc/{place.name.removeprefix(PLACE).partition('-')[0]}").exists():
-            shutil.rmtree(place, ignore_errors=True)
-
-
 @contextmanager
 def worker(folder: Path, *breakage: str) -> Iterator[Worker]:
     """A worker on a place in memory, where there is room: a kill asks nothing of a disk. `breakage`: see kills_worker."""
-    _put_away()
-    room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED
-    with tempfile.TemporaryDirectory(prefix=f"{PLACE}{os.getpid()}-", dir=MEMORY if room else folder) as place:
-        process = subprocess.Popen([sys.executable, "-m", "tests.proof.kills_worker", place, *breakage], cwd=ROOT, text=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with in_memory(PLACE, NEEDED, folder) as place:
+        process = subprocess.Popen([sys.executable, "-m", "tests.proof.kills_worker", str(place), *breakage], cwd=ROOT,
+                                   text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
         try:
             yield Worker(process)
         finally:

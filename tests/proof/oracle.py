@@ -322,7 +322,7 @@ class Verdict:
 
 
 def judge(journal: Journal | Iterable[Entry], destinations: Mapping[str, Sequence[Entry]], *, spool: Path | None = None,
-          balance: Mapping[str, Any] | None = None, ledger_kept: bool = True) -> Verdict:
+          balance: Mapping[str, Any] | None = None, ledger_kept: bool = True, held: Sequence[Held] | None = None) -> Verdict:
     """The verdict on one case. `destinations`: what each of them has that must get everything; may be empty.
 
     lost: acknowledged, and at some destination it is not, nor intact in the spool
@@ -331,12 +331,14 @@ def judge(journal: Journal | Iterable[Entry], destinations: Mapping[str, Sequenc
     nobody sent at all. unaccounted: by `balance` (the answer of `dcmgate balance
     --json`, None: not asked), or accepted fewer times than acknowledged;
     `ledger_kept` False: the ledger was rebuilt and may not know what was retired.
+    `held`: what `read_spool` said of that spool, where it was asked already.
     """
     acknowledged = list(journal.acknowledged if isinstance(journal, Journal) else journal)
     offered = list(journal.offered) if isinstance(journal, Journal) else []
     verdict = Verdict(acknowledged=len(acknowledged))
     stores = {name: set(entries) for name, entries in destinations.items()}
-    held = read_spool(spool) if spool is not None else []
+    if held is None:
+        held = read_spool(spool) if spool is not None else []
     aside = read_quarantine(spool) if spool is not None else []
     _count_lost(verdict, acknowledged, stores, held, aside)
     _count_altered(verdict, acknowledged + offered, stores, everything=bool(offered))

@@ -28,6 +28,7 @@ from tests.proof.oracle import Entry
 from tests.proof.power_cuts_judge import Before, Finding, Judge
 from tests.proof.power_cuts_life import MARKER, Recording, Stored, recorded_life
 from tests.support.crash import Images, Record, RecordedDisk, State, mounted, run, states
+from tests.support.memory import in_memory
 
 DEEPER = 30
 """Of so many states one is started on a recorded disk, and crashed again."""
@@ -36,6 +37,10 @@ SECOND, THIRD = 8, 4
 """States of a recovery that are looked at, and of the recovery of one of those."""
 
 NAMED = 5
+
+PLACE = "dcmgate-cuts-"
+NEEDED = 1 << 30
+"""Bytes of memory, more than a case has ever filled."""
 
 _CLONE_NEWNS = 0x00020000
 
@@ -207,10 +212,22 @@ def _before(recording: Recording, records: list[Record], state: State) -> Before
 
 
 def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None] = lambda line: None) -> Result:
-    """The whole case in the new folder `work`; where a state fails, what is needed to see it again goes to `kept`."""
+    """The whole case; where a state fails, what is needed to see it again goes to `kept`.
+
+    In memory, where there is room, else in the new folder `work`: what the disks owe
+    is in the record, and whoever waits for the machine's own disk learns nothing.
+    """
+    work.mkdir(parents=True)
+    try:
+        with in_memory(PLACE, NEEDED, work) as place:
+            return _explore(case, place, kept, say)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None]) -> Result:
     result = Result()
     began = time.monotonic()
-    work.mkdir(parents=True)
     try:
         with (recorded_life(work, case.kind, seed=case.seed, direct=case.direct, count=case.count,
                             mistakes=case.mistakes) as recording,
@@ -221,8 +238,6 @@ def explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], None
     except AssertionError as error:
         # A life that does not get to its end is a failure, and nothing that the crash states have caught.
         result.failures.append(f"{case.name}: the recorded life itself failed: {str(error)[:6000]}")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     result.seconds = round(time.monotonic() - began, 1)
     return result
 

@@ -135,9 +135,10 @@ def _judged(answer: dict[str, Any], spool: Path, known: Before, stores: dict[str
     journal = Journal()
     journal.offered = [*known.offered, *(entry for _, entry in more)]
     journal.acknowledged = [*known.promised, *(entry for _, entry in more)]
-    verdict = oracle.judge(journal, _entries(stores), spool=spool, balance=answer["balance"])
+    objects = oracle.read_spool(spool)
+    verdict = oracle.judge(journal, _entries(stores), spool=spool, balance=answer["balance"], held=objects)
     finding = Finding(verdict, stores, list(answer["faults"]), answer["adopted"], answer["remnants"], answer["void"], more)
-    damaged = [held for held in oracle.read_spool(spool) if not held.intact or held.excess]
+    damaged = [held for held in objects if not held.intact or held.excess]
     finding.faults += [f"adopted as it is: {held.path.name}: {held.fault or 'too long'}" for held in damaged[:3]]
     if verdict.set_aside:
         finding.faults.append(f"{verdict.set_aside} acknowledged objects are in quarantine")

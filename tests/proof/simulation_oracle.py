@@ -218,9 +218,9 @@ class Oracle:
             for site in self.terms:
                 self.excuses[site, content] += times
 
-    def ledger_lost(self, held: set[int]) -> None:
-        """It is made again from the objects that are held: they are routed as when they came, and sent once more. Of all
-        others nothing is known any more."""
+    def ledger_lost(self, held: set[int], without: set[str]) -> None:
+        """It is made again from the objects that are held: they are routed as when they came, and sent once more, save to
+        destinations that are not in the configuration any more. Of all others nothing is known any more."""
         self.ledger_was_lost = True
         self.forgiven([one.content for one in self.instances.values()])
         for number in [number for number in self.instances if number not in held]:
@@ -229,7 +229,8 @@ class Oracle:
         self.gone &= held
         for one in self.instances.values():
             self.disturbed.add(one.uid)
-            one.duties = [Duty(dict.fromkeys(sites, -1), required) for sites, required in one.routing]
+            one.duties = [Duty(dict.fromkeys(sites, -1), required) for sites, required in one.routing
+                          if not without.issuperset(sites)]
 
     # What is true of a duty
 

@@ -480,7 +480,7 @@ class Steps:
             world.bury(process)
         world.blind()
         held = {int(path[-20:-4], 16) for path in world.disk.names if path.endswith(".dcm")}
-        world.oracle.ledger_lost(held)
+        world.oracle.ledger_lost(held, world.without)
         for _ in range(50):                          # where the disk fails, it is run again
             with suppress(LedgerError, SpoolError):
                 rebuild.rebuild(world.spool, world.clock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -251,6 +252,7 @@ class World(Hooks):
                             random=random.Random(self.setting.dice))
             self.holder = Holder(process, keeper)
             keeper.confirmer.start()
+            keeper._threads.append(threading.current_thread())    # a keeper without any follows no new configuration
         try:
             self.act(process, start)
         except DcmgateError:

@@ -13,8 +13,8 @@ from tests.support.crash import need_root_and_loops
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 
-STATES = int(os.environ.get("DCMGATE_CRASH_STATES", "48"))
-"""Of each life; the states of the recoveries come on top. 108 give 300 on each file system, in ten minutes of two cores."""
+STATES = int(os.environ.get("DCMGATE_CRASH_STATES", "108"))
+"""Of each life; the states of the recoveries come on top: together more than 300 on each file system."""
 
 SEED = int(os.environ.get("DCMGATE_CRASH_SEED", "20260101"))
 
