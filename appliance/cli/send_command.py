@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits
+from appliance.cli import exits, tls_options
 from appliance.cli.context import Site
 from appliance.cli.text import bar, size, span
 from appliance.errors import UsageError
@@ -16,6 +16,7 @@ from appliance.errors import UsageError
 if TYPE_CHECKING:
     from appliance.cli.files import DicomFile
     from appliance.forward.association import Association
+    from appliance.net.tls import Client
 
 MOST_CONTEXTS = 128
 CHUNK = 131072
@@ -28,6 +29,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("--called", default="DCMGATE", metavar="TITLE", help="called AE title (default: DCMGATE)")
     one.add_argument("--calling", default="DCMGATE-SEND", metavar="TITLE", help="calling AE title (default: DCMGATE-SEND)")
     one.add_argument("--quiet", action="store_true", help="show failures and the sum only")
+    tls_options.add(one)
     one.set_defaults(run=send)
 
 
@@ -48,8 +50,9 @@ def send(site: Site, arguments: argparse.Namespace) -> int:
         if not 1 <= len(title.strip()) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
             raise UsageError(f'"{title}" is no AE title', mend="1 to 16 characters of ASCII, no backslash")
     party = Party(arguments.place, host, port, arguments.called, arguments.calling)
+    tls = tls_options.client(site, arguments, host)
     if not arguments.files:
-        return _echo(site, party)
+        return _echo(site, party, tls)
     files, skipped = [], 0
     for path, found in find(arguments.files):
         if found is None:
@@ -59,14 +62,14 @@ def send(site: Site, arguments: argparse.Namespace) -> int:
             files.append(found)
     if not files:
         raise UsageError("there is nothing to send", mend="give Part 10 files, or folders of such")
-    return _Sending(site, party, files, arguments.quiet).run(skipped)
+    return _Sending(site, party, tls, files, arguments.quiet).run(skipped)
 
 
-def _echo(site: Site, party: Any) -> int:
+def _echo(site: Site, party: Any, tls: Client | None) -> int:
     from appliance.dicom import pdu, uids
     from appliance.forward.association import Association, Limits
     began = time.monotonic()
-    association = Association(party, Limits())
+    association = Association(party, Limits(), tls=tls)
     try:
         association.associate([pdu.ProposedContext(1, uids.VERIFICATION, (uids.IMPLICIT_LE,))])
         status = association.echo()
@@ -74,18 +77,20 @@ def _echo(site: Site, party: Any) -> int:
     finally:
         association.abort()
     milliseconds = round((time.monotonic() - began) * 1000, 1)
-    site.emit({"place": party.place, "status": status, "milliseconds": milliseconds})
+    site.emit({"place": party.place, "status": status, "milliseconds": milliseconds, **tls_options.facts(tls)})
     said = "took the association, but not Verification" if status is None else f"answers {status:04X}"
     site.say(f"{party.place} {said}, {milliseconds} ms")
+    tls_options.say(site, tls)
     return exits.OK if not status else exits.FINDING
 
 
 class _Sending:
     """One run over all files, on as few associations as their presentation contexts allow."""
 
-    def __init__(self, site: Site, party: Any, files: list[DicomFile], quiet: bool) -> None:
+    def __init__(self, site: Site, party: Any, tls: Client | None, files: list[DicomFile], quiet: bool) -> None:
         self.site = site
         self.party = party
+        self.tls = tls
         self.files = files
         self.quiet = quiet
         self.results: list[dict[str, Any]] = []
@@ -108,9 +113,10 @@ class _Sending:
         failed = len(self.files) - self.stored
         self.site.emit({"place": self.party.place, "stored": self.stored, "failed": failed, "skipped": skipped,
                         "bytes": self.sent_bytes, "seconds": round(seconds, 3), "error": lost.message if lost else "",
-                        "objects": self.results})
+                        **tls_options.facts(self.tls), "objects": self.results})
         self.site.say(f"{self.stored} of {len(self.files)} stored, {size(self.sent_bytes)} in {span(seconds)} "
                       f"({self.stored / seconds:.1f} objects/s, {size(self.sent_bytes / seconds)}/s)")
+        tls_options.say(self.site, self.tls)
         if lost is not None:
             raise lost
         return exits.FINDING if failed else exits.OK
@@ -119,7 +125,7 @@ class _Sending:
         from appliance.dicom import pdu
         from appliance.forward.association import Association, Limits
         pairs = list(dict.fromkeys((file.sop_class.decode("latin-1"), file.syntax) for file in files))
-        association = Association(self.party, Limits())
+        association = Association(self.party, Limits(), tls=self.tls)
         try:
             association.associate([pdu.ProposedContext(2 * nth + 1, abstract, (syntax,))
                                    for nth, (abstract, syntax) in enumerate(pairs)])

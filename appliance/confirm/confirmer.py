@@ -106,7 +106,7 @@ class Confirmer:
         if destination.type == "folder":
             from appliance.confirm.reread import RereadProof
             return RereadProof(destination)
-        return QueryProof(destination, self._locate, rivalled=self._ledger.rivalled)
+        return QueryProof(destination, self._locate, state=self._config().spool.state, rivalled=self._ledger.rivalled)
 
     def _locate(self, numbers: Sequence[int]) -> dict[int, Located]:
         with suppress(SpoolError), Index.open(self._spool.index_path, read_only=True) as index:

@@ -5,6 +5,8 @@ series is not known is asked for by its UID alone, which an archive need not
 answer: such an object is then neither proved nor missing. Nor is one whose UID
 was sent there with other content as well: it is listed, whichever of the two
 the archive kept.
+
+The archive is reached as it is sent to, by the same TLS and proxy.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from appliance.config.settings import Destination
 from appliance.confirm.proof import Evidence, Unavailable, Verdict
 from appliance.dicom.part10 import is_uid
 from appliance.errors import SandboxError
+from appliance.net.line import Line, Way
+from appliance.policy import Party, classify, failure_of
 from appliance.sandbox.find import Archive, Finder, Search
 from appliance.spool.index import Located
 from appliance.spool.rows import Sent
@@ -31,11 +35,12 @@ _Titles = tuple[str, str]
 
 class QueryProof:
     """`locate` gives study and series of objects, as far as they are known; `rivalled` says whether the destination
-    was also sent other content under the same UID."""
+    was also sent other content under the same UID. `state` is the folder that the certificate store is in."""
 
-    def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None, *,
+    def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None, *, state: str = "",
                  rivalled: Rivalled = lambda number, destination: False) -> None:
         self._destination = destination
+        self._way = Way(destination, state)
         self._locate = locate
         self._rivalled = rivalled
         self._finder = finder or Finder()
@@ -59,6 +64,12 @@ class QueryProof:
             found += self._ask(titles, objects, located)
         return found
 
+    def _line(self, party: Party) -> Line:
+        try:
+            return self._way.line()
+        except OSError as error:
+            raise Unavailable(classify(failure_of(error), party).text) from None
+
     def _titles(self, sent: Sent) -> _Titles:
         """Called and calling title, as the object was sent with."""
         called = self._destination.called or sent.source.called
@@ -80,10 +91,13 @@ class QueryProof:
         asked = [(Search(study, one), group) for (study, one), group in series.items()]
         asked += [(Search(uids=tuple(_text(each) for each in chunk)), chunk) for chunk in
                   (others[i:i + AT_ONCE] for i in range(0, len(others), AT_ONCE))]
+        line = self._line(Party(destination.id, destination.address, destination.port, *titles))
         try:
-            answers = self._finder.images(archive, [search for search, _ in asked])
+            answers = self._finder.images(archive, [search for search, _ in asked], line.descriptor, line.handed_over)
         except SandboxError as error:
-            raise Unavailable(error.message) from None
+            raise Unavailable(str(line.error) if line.error is not None else error.message) from None
+        finally:
+            line.close()
         where = f"{archive.called} at {archive.address}:{archive.port}"
         return [evidence for (search, group), answer in zip(asked, answers, strict=True)
                 for evidence in _evidence(group, answer, where, surely=bool(search.series))]

@@ -29,6 +29,9 @@ from appliance.net.tlserrors import THEIRS, TlsError, clock_says, in_words
 CHUNK = 1 << 17
 """Bytes that are taken from the socket at once."""
 
+_DER = 2
+"""What `public_bytes` of Python's own certificates is asked for."""
+
 _MOST_HANDSHAKE = 1 << 18
 """Bytes of a handshake, certificates and all; who sends more means no handshake."""
 
@@ -61,7 +64,8 @@ class Secure:
         self._engine = threading.Lock()      # the engine, and the order of what it wrote
         self._sending = threading.Lock()     # the socket's writing side
         self._buffer = memoryview(bytearray(CHUNK))
-        self._ahead = b""                    # what `is_quiet` came upon
+        self._ahead = b""                    # what `is_quiet` came upon,
+        self._broken: ssl.SSLError | None = None     # or how it found TLS broken: the next read says so
         self._server_side = server_side
         self.identity: Identity | None = None
 
@@ -125,6 +129,11 @@ class Secure:
         with self._engine:
             return self._tls.session
 
+    def chain(self) -> tuple[bytes, ...]:
+        """The certificates that the other end has sent, leaf first, in DER; the leaf alone where this Python does not tell, or
+        where the session was resumed."""
+        return chain_of(self._tls)
+
     @property
     def resumed(self) -> bool:
         return bool(self._tls.session_reused)
@@ -167,6 +176,8 @@ class Secure:
                 total = min(len(view), len(self._ahead))
                 view[:total], self._ahead = self._ahead[:total], self._ahead[total:]
                 return total, False
+            if self._broken is not None:
+                raise in_words(self._broken, self._whose)
             read: Callable[[int, Any], int] = self._tls.read  # type: ignore[assignment]
             try:
                 for view in views:
@@ -194,6 +205,11 @@ class Secure:
             self._flush()
         return total, False
 
+    @property
+    def undecrypted(self) -> int:
+        """Bytes that were taken from the socket and not decrypted yet."""
+        return self._in.pending
+
     def is_quiet(self) -> bool:
         """Whether nothing waits to be read: no bytes, no end. Tickets and the like are no event of the peer's application."""
         while not self._ahead:
@@ -219,7 +235,10 @@ class Secure:
                 return True
             except ssl.SSLWantReadError:
                 return False
-            except ssl.SSLError:
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return True
+            except ssl.SSLError as e:
+                self._broken = e
                 return True
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -326,6 +345,17 @@ class Secure:
     def close(self) -> None:
         self._farewell()
         self._sock.close()
+
+
+def chain_of(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
+    """See `Secure.chain`."""
+    tell = getattr(tls, "get_unverified_chain", None) or getattr(getattr(tls, "_sslobj", None), "get_unverified_chain", None)
+    with suppress(ssl.SSLError, ValueError, TypeError):
+        found = tell() if tell is not None else None
+        if found:        # bytes from Python 3.13 on, before that objects of OpenSSL's
+            return tuple(each if isinstance(each, bytes) else bytes(each.public_bytes(_DER)) for each in found)
+    leaf = tls.getpeercert(True)
+    return (leaf,) if leaf else ()
 
 
 def _names(alternatives: Iterable[Any]) -> Iterable[tuple[str, str]]:

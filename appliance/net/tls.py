@@ -21,7 +21,7 @@ from appliance.config.secure import fingerprint
 from appliance.config.settings import SYSTEM_TRUST, Destination, Listener, Tunnel
 from appliance.net.certstore import Material, Store
 from appliance.net.crl import in_force
-from appliance.net.secure import Secure
+from appliance.net.secure import Identity, Secure
 from appliance.net.tlserrors import OURS, THEIRS, TlsError
 from appliance.telemetry.log import Log
 
@@ -195,6 +195,7 @@ class Contexts:
 class Client:
     """TLS towards one server: `wrap` each new connection. Sessions are resumed while nothing has changed.
 
+    `spoken` is version and suite of the last handshake that was good, `shown` what the server's certificate said in it.
     Not for two threads at once.
     """
 
@@ -207,6 +208,8 @@ class Client:
         self._kept = _Kept()
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
+        self.spoken = ("", "")
+        self.shown: Identity | None = None
 
     def wrap(self, sock: socket.socket, deadline: float, whose: str) -> Secure:
         """The connection with TLS, proven by `deadline` (monotonic seconds). TlsError, TimeoutError, OSError; it stays open."""
@@ -220,6 +223,7 @@ class Client:
             self._session = None
             raise
         self._pinned(secure, whose)
+        self.spoken, self.shown = (secure.version, secure.suite), secure.identity
         return secure
 
     def keep(self, secure: Secure) -> None:

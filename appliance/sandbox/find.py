@@ -1,13 +1,14 @@
 """Asking an archive what it has: C-FIND at IMAGE level (PS3.4 C.6.2), by a limited child.
 
 The child speaks pynetdicom, whose waiting without end and growing buffers
-(hazards) are bounded here by a deadline and an address space.
+(hazards) are bounded here by a deadline and an address space. It opens no
+connection: it is given one, whose TLS, if any, is spoken by somebody else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ _MOST_ANSWER = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Whom to ask. Times in seconds: for TCP and association, and for each answer to come."""
+    """Whom to ask. Times in seconds: for the association, and for each answer to come."""
 
     address: str
     port: int
@@ -54,15 +55,17 @@ class Finder:
     def pid(self) -> int:
         return self._process.pid
 
-    def images(self, archive: Archive, searches: Sequence[Search]) -> list[frozenset[str] | str]:
+    def images(self, archive: Archive, searches: Sequence[Search], connection: int,
+               handed_over: Callable[[], None] = lambda: None) -> list[frozenset[str] | str]:
         """SOP Instance UIDs that the archive has for each search; a text instead where it refused that one.
 
-        All go over one association. SandboxError where the archive cannot be
-        asked, goes silent, or the child dies of what it says.
+        All go over one association, on `connection`: a descriptor, of which the child gets a copy; `handed_over` is called
+        when it has it. SandboxError where the archive cannot be asked, goes silent, or the child dies of what it says.
         """
         request = {"archive": asdict(archive), "searches": [asdict(search) for search in searches], "most": MOST_UIDS}
         seconds = archive.connect_seconds * 2 + archive.progress_seconds + 5
-        deadline = self._process.ask(json.dumps(request).encode(), [], seconds)
+        deadline = self._process.ask(json.dumps(request).encode(), [connection], seconds)
+        handed_over()
         answers: list[frozenset[str] | str] = []
         while len(answers) < len(searches):
             reply = _parse(self._process.answer(_MOST_ANSWER, deadline))

@@ -1,6 +1,6 @@
 """The limited child that queries archives. `python -m appliance.sandbox.find_child <memory> <parent>`.
 
-It opens connections to where it is told and nothing else. It ends by being
+It opens no connection: it is handed one with each request. It ends by being
 killed: pynetdicom's threads may hang in an association for ever.
 """
 
@@ -22,20 +22,41 @@ PENDING = (0xFF00, 0xFF01)
 _STACK = 512 << 10
 
 
-def answer(request: Any, reply: Callable[[dict[str, Any]], None]) -> None:
-    """Ask all searches over one association; one reply for each, or an error instead of the rest."""
+def requestor(title: str, connection: socket.socket) -> Any:
+    """pynetdicom's application entity, on a connection that is there already. It closes it."""
     from pynetdicom import AE
+    from pynetdicom.transport import AssociationSocket
+
+    class Given(AssociationSocket):
+        def _create_socket(self, address: Any) -> socket.socket:
+            return connection
+
+        def connect(self, primitive: Any) -> None:
+            self._is_connected = True
+            primitive.result = "Evt2"            # transport connection confirmation (PS3.8 9.2.2)
+            self.provider_queue.put(primitive)
+            self._ready.set()
+
+    class Requestor(AE):
+        def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> Any:
+            return Given(assoc, address=address)
+
+    return Requestor(ae_title=title)
+
+
+def answer(request: Any, connection: socket.socket, reply: Callable[[dict[str, Any]], None]) -> None:
+    """Ask all searches over one association; one reply for each, or an error instead of the rest."""
     from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find  # type: ignore[attr-defined]
 
     archive = request["archive"]
-    ae = AE(ae_title=archive["calling"])
+    ae = requestor(archive["calling"], connection)
     ae.add_requested_context(Find)
     ae.connection_timeout = ae.acse_timeout = archive["connect_seconds"]
     ae.dimse_timeout = ae.network_timeout = archive["progress_seconds"]
     place = f"{archive['called']} at {archive['address']}:{archive['port']}"
-    association = ae.associate(archive["address"], archive["port"], ae_title=archive["called"])
+    association = ae.associate("127.0.0.1", archive["port"], ae_title=archive["called"])   # no address is looked up here
     if not association.is_established:
-        how = "rejected the association" if association.is_rejected else "cannot be reached"
+        how = "rejected the association" if association.is_rejected else "gives no answer to our association request"
         reply({"error": f"{place} {how}"})
         return
     try:
@@ -89,10 +110,10 @@ def main() -> None:
     frames.send(sock, frames.READY)
     while True:
         payload, descriptors = frames.receive(sock, 16 << 20)
-        frames.close_all(descriptors)
         if not payload:
             return
-        answer(json.loads(payload), lambda found: frames.send(sock, json.dumps(found).encode()))
+        with socket.socket(fileno=descriptors[0]) as connection:
+            answer(json.loads(payload), connection, lambda found: frames.send(sock, json.dumps(found).encode()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ class QueryArchive:
 
 
 @contextmanager
-def query_archive(*, title: str = "ARCHIVE") -> Iterator[QueryArchive]:
-    """A stock pynetdicom acceptor for Study Root C-FIND at IMAGE level."""
+def query_archive(*, title: str = "ARCHIVE", context: ssl.SSLContext | None = None) -> Iterator[QueryArchive]:
+    """A stock pynetdicom acceptor for Study Root C-FIND at IMAGE level; `context`: behind TLS."""
     from pydicom import Dataset
     from pynetdicom import AE, evt
 
@@ -66,7 +67,8 @@ def query_archive(*, title: str = "ARCHIVE") -> Iterator[QueryArchive]:
 
     ae = AE(ae_title=title)
     ae.add_supported_context("1.2.840.10008.5.1.4.1.2.2.1")
-    server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    server = ae.start_server(("127.0.0.1", archive.port), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)],
+                             ssl_context=context)
     try:
         yield archive
     finally:

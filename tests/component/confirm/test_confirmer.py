@@ -336,10 +336,10 @@ def test_a_refused_query_says_nothing(box: Box, archive: QueryArchive) -> None:
 
 
 def test_nobody_there_says_nothing(box: Box, archive: QueryArchive) -> None:
-    proof = queried(box, archive)
+    queried(box, archive)
     box.sent()
-    proof._destination = replace(proof._destination, port=free_port(), connect_seconds=2.0)
-    with pytest.raises(Unavailable, match="cannot be reached"):
+    proof = QueryProof(replace(box.destination, port=free_port(), connect_seconds=2.0), lambda numbers: {})
+    with pytest.raises(Unavailable, match="refuses the connection"):
         proof.look(box.ledger.to_confirm("archive"))
     proof.close()
 
