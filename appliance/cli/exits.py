@@ -24,7 +24,7 @@ INTERRUPTED = 130
 
 MEANINGS = {
     OK: "done, and nothing found",
-    FINDING: "a finding: a bad configuration, a damaged object, something unaccounted, an object not stored",
+    FINDING: "a finding: a bad configuration, a damaged object, something unaccounted, an object not stored, a hop that fails",
     USAGE: "the command line asks for something that cannot be",
     UNREACHABLE: "spool, ledger, keeper, file or peer cannot be reached or opened",
     REFUSED: "the keeper refused: no such object, or not in this state",

@@ -19,6 +19,7 @@ from appliance.cli import (
     balance_commands,
     cert_commands,
     config_commands,
+    diagnose_command,
     exits,
     listing,
     peer_commands,
@@ -38,8 +39,8 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 
 Run = Callable[[Site, argparse.Namespace], int]
 
-FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, send_command,
-            config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands)
+FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
+            send_command, config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -349,13 +349,20 @@ class Secure:
 
 def chain_of(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     """See `Secure.chain`."""
-    tell = getattr(tls, "get_unverified_chain", None) or getattr(getattr(tls, "_sslobj", None), "get_unverified_chain", None)
+    if found := _told(tls, "get_unverified_chain"):
+        return found
+    leaf = tls.getpeercert(True)
+    return (leaf,) if leaf else ()
+
+
+def _told(tls: ssl.SSLObject | ssl.SSLSocket, what: str) -> tuple[bytes, ...]:
+    """A chain in DER as this Python tells it; empty where it does not, or there is none."""
+    tell = getattr(tls, what, None) or getattr(getattr(tls, "_sslobj", None), what, None)
     with suppress(ssl.SSLError, ValueError, TypeError):
         found = tell() if tell is not None else None
         if found:        # bytes from Python 3.13 on, before that objects of OpenSSL's
             return tuple(each if isinstance(each, bytes) else bytes(each.public_bytes(_DER)) for each in found)
-    leaf = tls.getpeercert(True)
-    return (leaf,) if leaf else ()
+    return ()
 
 
 def _names(alternatives: Iterable[Any]) -> Iterable[tuple[str, str]]:

@@ -71,6 +71,8 @@ class Line:
     queue: int = 256 * 1024
     twice: float = 0.0
     flips: float = 0.0
+    longest: int = 0
+    """Bytes of the longest packet that gets through, 0: any. Nobody is told of those that do not: a path-MTU black hole."""
     up: bool = True
     carried: list[int] = field(default_factory=lambda: [0, 0])
     """Bytes of packets that were handed over, to the peer and back."""
@@ -177,7 +179,7 @@ class Wire:
         line.packets += 1
         now = time.monotonic()
         chance = self._chance.random
-        if not line.up or chance() < line.loss:
+        if not line.up or chance() < line.loss or (line.longest and len(packet) > line.longest):
             line.lost += 1
             return []
         if line.rate:
