@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from appliance.net.crl import Lists
 from appliance.net.tlserrors import THEIRS, TlsError, clock_says, in_words
 
 CHUNK = 1 << 17
@@ -52,6 +53,12 @@ class Identity:
         return frozenset((f"sha256:{self.fingerprint}", *(f"{kind}:{value}" for kind, value in self.names)))
 
 
+class Context(ssl.SSLContext):
+    """A context that knows who is revoked (OpenSSL is not asked: `net.crl` says why)."""
+
+    lists: Lists | None = None
+
+
 class Secure:
     """TLS over `sock`, which it owns from now on. `handshake` comes first. `whose` is said of the other end's certificate."""
 
@@ -67,6 +74,7 @@ class Secure:
         self._ahead = b""                    # what `is_quiet` came upon,
         self._broken: ssl.SSLError | None = None     # or how it found TLS broken: the next read says so
         self._server_side = server_side
+        self._lists = context.lists if isinstance(context, Context) else None
         self.identity: Identity | None = None
 
     # --- the handshake ------------------------------------------------------------------------------------------------
@@ -121,7 +129,20 @@ class Secure:
                             _readable(facts, "subject"), _readable(facts, "issuer"), _seconds(facts.get("notAfter")))
         if identity.not_after and time.time() > identity.not_after:
             raise TlsError("expired", f"{self._whose} is refused: it has expired; {clock_says()}", THEIRS)
+        self._not_revoked(der)
         return identity
+
+    def _not_revoked(self, leaf: bytes) -> None:
+        """A resumed session has no chain any more: the rest of it was looked up in these lists when the session was made."""
+        if self._lists is None:
+            return
+        try:
+            place = self._lists.revoked(_told(self._tls, "get_verified_chain") or (leaf,))
+        except ValueError as e:
+            raise TlsError("bad_chain", f"{self._whose} is refused: {e}", THEIRS) from None
+        if place >= 0:
+            which = "it" if place == 0 else "a certificate above it"
+            raise TlsError("revoked", f"{self._whose} is refused: {which} has been revoked", THEIRS)
 
     @property
     def session(self) -> ssl.SSLSession | None:

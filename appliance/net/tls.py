@@ -1,9 +1,10 @@
 """TLS as DICOM profiles it (PS3.15 annex B): profiles by name, contexts made of the certificate store, the sending side.
 
-Contexts are rebuilt when the store has changed or a revocation list comes into
-or out of force, at the next connection: nothing restarts, and what is up stays
-up. Revocation is looked at where there are lists and all of them are in force;
-an alarm tells of old ones (`policy.certificates`), but no clinic stops for them.
+Contexts are rebuilt when the store has changed, at the next connection: nothing
+restarts, and what is up stays up. Revocation is looked up after each handshake,
+below every authority of which there is a list, an old one too (`net.crl`): what
+it revoked stays refused. An alarm tells of its age (`policy.certificates`), but
+no clinic stops for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from appliance.config.secure import fingerprint
 from appliance.config.settings import SYSTEM_TRUST, Destination, Listener, Tunnel
+from appliance.net import crl
 from appliance.net.certstore import Material, Store
-from appliance.net.crl import in_force
-from appliance.net.secure import Identity, Secure
+from appliance.net.secure import Context, Identity, Secure
 from appliance.net.tlserrors import OURS, THEIRS, TlsError
 from appliance.telemetry.log import Log
 
@@ -67,8 +67,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
 _CLIENTS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "off": ssl.CERT_NONE}
 
 
-def server_context(profile: Profile, material: Material, client_certificates: str = "required", *,
-                   revocation: bool = True) -> ssl.SSLContext:
+def server_context(profile: Profile, material: Material, client_certificates: str = "required") -> Context:
     """For a listener. TlsError where the store lacks what it needs, or holds what cannot be used.
 
     No tickets and so no resumption in TLS 1.3: a session that is taken up again is
@@ -79,26 +78,25 @@ def server_context(profile: Profile, material: Material, client_certificates: st
     context.verify_mode = _CLIENTS[client_certificates]
     if client_certificates != "off":
         _trust(context, material.trust, material.id)
-        _revocation(context, material, revocation)
+        _revocation(context, material)
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.num_tickets = 0
     return context
 
 
-def client_context(profile: Profile, ours: Material | None, trust: Material | None, *, revocation: bool = True
-                   ) -> ssl.SSLContext:
+def client_context(profile: Profile, ours: Material | None, trust: Material | None) -> Context:
     """Towards a server. `ours` None: no certificate of ours; `trust` None: what the system trusts. TlsError as above."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, profile)      # verifies, and checks the host name
     if ours is not None:
         _show(context, ours)
     _trust(context, trust.trust if trust is not None else SYSTEM_BUNDLE, trust.id if trust is not None else SYSTEM_TRUST)
     if trust is not None:
-        _revocation(context, trust, revocation)
+        _revocation(context, trust)
     return context
 
 
-def _context(protocol: int, profile: Profile) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+def _context(protocol: int, profile: Profile) -> Context:
+    context = Context(protocol)
     context.minimum_version = profile.lowest
     context.set_ciphers(profile.ciphers)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -131,49 +129,36 @@ def _trust(context: ssl.SSLContext, path: Path | None, id: str) -> None:
                                    f"{getattr(e, 'reason', None) or getattr(e, 'strerror', None) or e}", OURS) from None
 
 
-def _revocation(context: ssl.SSLContext, material: Material, looked_at: bool) -> None:
-    if material.crl is None or not looked_at:
+def _revocation(context: Context, material: Material) -> None:
+    if material.crl is None:
         return
     try:
-        context.load_verify_locations(material.crl)
-    except (ssl.SSLError, OSError) as e:
+        context.lists = crl.load(material.crl)
+    except (OSError, ValueError) as e:
         log.error("revocation lists cannot be used", certificate=material.id, error=e)
-        return
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 class _Kept:
-    """One context with what it was made of. `build` gets whether revocation is looked at."""
+    """One context with what it was made of."""
 
     def __init__(self) -> None:
         self._made_of: tuple[object, ...] = ()
-        self._context: ssl.SSLContext | None = None
-        self._lists: tuple[int, float, float] = (0, 0.0, 0.0)
+        self._context: Context | None = None
         self._lock = threading.Lock()
 
-    def context(self, key: tuple[object, ...], lists: Material | None, build: Callable[[bool], ssl.SSLContext]
-                ) -> ssl.SSLContext:
-        """The context for `key`, made anew where it differs. What cannot be made anew leaves the last good one in force."""
+    def context(self, made_of: tuple[object, ...], build: Callable[[], Context]) -> Context:
+        """The context, made anew where it was made of something else. What cannot be made anew leaves the last good one in
+        force."""
         with self._lock:
-            revocation = self._revocation(lists)
-            made_of = (*key, revocation)
             if self._context is None or made_of != self._made_of:
                 try:
-                    self._context = build(revocation)
+                    self._context = build()
                 except TlsError as e:
                     if self._context is None:
                         raise
                     log.error("what is new in the certificate store cannot be used: the last stays in force", why=e.text)
                 self._made_of = made_of
             return self._context
-
-    def _revocation(self, material: Material | None) -> bool:
-        """Whether lists are there and in force. Looked at anew only where the store has changed."""
-        if material is None or material.crl is None:
-            return False
-        if self._lists[0] != material.generation:
-            self._lists = (material.generation, *in_force(material.crl))
-        return self._lists[1] <= time.time() < self._lists[2]
 
 
 class Contexts:
@@ -183,13 +168,12 @@ class Contexts:
         self._store = Store(state)
         self._kept: dict[str, _Kept] = {}
 
-    def server(self, listener: Listener) -> ssl.SSLContext:
+    def server(self, listener: Listener) -> Context:
         """For the next connection at this listener. TlsError where there is none."""
         material = self._store.material(listener.certificate)
         kept = self._kept.setdefault(listener.id, _Kept())
         key = (listener.tls, listener.certificate, listener.client_certificates, material.generation)
-        return kept.context(key, material, lambda revocation: server_context(
-            PROFILES[listener.tls], material, listener.client_certificates, revocation=revocation))
+        return kept.context(key, lambda: server_context(PROFILES[listener.tls], material, listener.client_certificates))
 
 
 class Client:
@@ -233,15 +217,14 @@ class Client:
             if session is not None and session.has_ticket:
                 self._session = session
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> Context:
         """Made of the store as it is now. TlsError."""
         entry = self._entry
         ours = self._store.material(entry.certificate) if entry.certificate else None
         anchors = entry.trust or entry.certificate
         trust = None if anchors == SYSTEM_TRUST else self._store.material(anchors)
         key = (ours.generation if ours else 0, trust.generation if trust else 0)
-        return self._kept.context(key, trust, lambda revocation: client_context(
-            PROFILES[entry.tls], ours, trust, revocation=revocation))
+        return self._kept.context(key, lambda: client_context(PROFILES[entry.tls], ours, trust))
 
     def _pinned(self, secure: Secure, whose: str) -> None:
         if not self._pins:

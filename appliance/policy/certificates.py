@@ -235,14 +235,14 @@ def _trust_dates(id: str, trust: Sequence[Facts], now: int) -> Iterator[Finding]
 
 
 def _lists(id: str, lists: Sequence[List], now: int) -> Iterator[Finding]:
-    """An old list is not looked at: whoever was revoked comes in. It is said when a quarter of its life is left."""
+    """An old list still refuses what it revoked, and knows nothing newer. It is said when a quarter of its life is left."""
     mend = f"`dcmgate cert install {id}` with the authority's new revocation list."
     for entry in sorted(lists, key=lambda entry: entry.next_update)[:1]:
         left = entry.next_update - now
         if left <= 0:
             since = f", since {date(entry.next_update)}" if entry.next_update else ": it does not say until when it holds"
             yield Finding(id, Check.CRL_OLD, Severity.WARNING, f"certificate {id}: the revocation list of {entry.issuer} is "
-                          f"out of date{since}; revocation is not looked at", mend)
+                          f"out of date{since}: whom it revoked is still refused, whoever was revoked since comes in", mend)
         elif left <= (entry.next_update - entry.this_update) // 4:
             yield Finding(id, Check.CRL_EXPIRES, Severity.NOTICE, f"certificate {id}: the revocation list of {entry.issuer} "
                           f"runs out at {date(entry.next_update)}", mend)
