@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from appliance.dicom import elements, uids
-from appliance.dicom.elements import read_tags, reader
+from appliance.dicom.elements import PIXEL_REPRESENTATION, read_tags, reader
 from appliance.dicom.recode import recode
 from appliance.errors import FormatError
 from appliance.sandbox.dictionary import vr_of
@@ -35,20 +35,30 @@ def element_meaning(data: bytes) -> None:
     if theirs is None or (tags := list(theirs.keys())) != sorted(tags):
         return
     compared["element_meaning"] += bool(ours)
+    signs_unknown = _signs_unknown(theirs)
     for element in theirs:
         tag = int(element.tag)
-        if tag in WANTED and tag in ours:
+        if tag in WANTED and tag in ours and not (signs_unknown and " or " in vr_of(tag, "")):
             meant = _text(element)
             if meant is not None:
-                same((hex(tag), _plain(ours[tag])), (hex(tag), _plain(meant)), "pydicom reads this value otherwise")
+                same((hex(tag), _plain(ours[tag], element.VR)), (hex(tag), _plain(meant, element.VR)), "pydicom reads this value otherwise")
     missing = {hex(tag) for tag in WANTED if tag in theirs and tag not in ours and _text(theirs[tag]) is not None}
     same(missing, set(), "pydicom finds tags that we do not")
     same({hex(tag) for tag in ours if tag not in theirs}, set(), "we find tags that pydicom does not")
 
 
-def _plain(text: str) -> str:
-    """Trailing empty components and padding around values are no part of their meaning (PS3.5 6.2, 6.2.1)."""
-    return "\\".join(value.strip("\0 ").rstrip("^=") for value in text.split("\\"))
+def _signs_unknown(found: Dataset) -> bool:
+    """A Pixel Representation without a value says nothing of signs (Type 1: PS3.3 C.7.6.3); pydicom takes it for "signed"."""
+    return PIXEL_REPRESENTATION in found and found[PIXEL_REPRESENTATION].value in (None, "")
+
+
+def _plain(text: str, vr: str) -> str:
+    """Trailing empty components and padding around values are no part of their meaning (PS3.5 6.2, 6.2.1).
+
+    Of an AE pydicom strips control characters as well, which have no place there.
+    """
+    padding = None if vr == "AE" else "\0 "
+    return "\\".join(value.strip(padding).strip("\0 ").rstrip("^=") for value in text.split("\\"))
 
 
 def _text(element: DataElement) -> str | None:
@@ -83,7 +93,7 @@ def recoding_meaning(data: bytes) -> None:
     except FormatError:
         return
     before, after = dicom_oracle.data_set(body, source), dicom_oracle.data_set(out, target)
-    if before is None or not _by_the_dictionary(before, explicit=source == uids.EXPLICIT_LE):
+    if before is None or not _by_the_dictionary(before, no_ambiguous=source == uids.EXPLICIT_LE):
         return
     compared["recoding_meaning"] += bool(len(before))
     if after is None:
@@ -92,16 +102,17 @@ def recoding_meaning(data: bytes) -> None:
     same(_elements(after), _elements(before), "pydicom reads other elements after recoding")
 
 
-def _by_the_dictionary(found: Dataset, *, explicit: bool) -> bool:
+def _by_the_dictionary(found: Dataset, *, no_ambiguous: bool) -> bool:
     """Whether every VR is the dictionary's: any other is gone once it was Implicit, by its sender's fault.
 
     Ambiguous ones are left out there as well: which it was shows only where Pixel Representation agrees with it.
     """
+    no_ambiguous = no_ambiguous or _signs_unknown(found)
     for element in found:
         known = vr_of(int(element.tag), "")
-        if element.tag.is_private or element.VR not in known.split(" or ") or (explicit and " or " in known):
+        if element.tag.is_private or element.VR not in known.split(" or ") or (no_ambiguous and " or " in known):
             return False
-        if element.VR == "SQ" and not all(_by_the_dictionary(item, explicit=explicit) for item in element.value):
+        if element.VR == "SQ" and not all(_by_the_dictionary(item, no_ambiguous=no_ambiguous) for item in element.value):
             return False
     return True
 
