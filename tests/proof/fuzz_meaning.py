@@ -41,7 +41,8 @@ def element_meaning(data: bytes) -> None:
         if tag in WANTED and tag in ours and not (signs_unknown and " or " in vr_of(tag, "")):
             meant = _text(element)
             if meant is not None:
-                same((hex(tag), _plain(ours[tag], element.VR)), (hex(tag), _plain(meant, element.VR)), "pydicom reads this value otherwise")
+                mine, yours = _plain(ours[tag], element.VR), _plain(meant, element.VR)
+                same((hex(tag), mine), (hex(tag), yours), "pydicom reads this value otherwise")
     missing = {hex(tag) for tag in WANTED if tag in theirs and tag not in ours and _text(theirs[tag]) is not None}
     same(missing, set(), "pydicom finds tags that we do not")
     same({hex(tag) for tag in ours if tag not in theirs}, set(), "we find tags that pydicom does not")
