@@ -65,9 +65,17 @@ def check_certificates(findings: Findings, config: Config) -> None:
             findings.wrong((*path, "est_label"), f'"{certificate.est_label[:60]}" cannot be part of a URL',
                            "the authority names its labels")
         if not certificate.est_url and not findings.is_wrong((*path, "est_url")):
-            for key in ("est_label", "est_user"):
+            for key in ("est_label", "est_user", "est_trust"):
                 if getattr(certificate, key):
                     findings.wrong((*path, key), "is for enrolment, and there is no est_url", "give est_url, or leave it out")
+        elif certificate.est_trust != SYSTEM_TRUST:
+            _reference(findings, (*path, "est_trust"), certificate.est_trust, [c.id for c in config.certificates])
+        for i, url in enumerate(certificate.crl_urls):
+            if not re.fullmatch(r"https?://[^\s/?#@]+/[^\s#]*", url):
+                findings.wrong((*path, "crl_urls", i), f'"{url[:60]}" is no URL of a revocation list',
+                               'write for example "http://pki.example.org/root.crl"')
+        if certificate.proxy:
+            _host_port(findings, (*path, "proxy"), certificate.proxy, "proxy.example.org:3128")
 
 
 def check_tls(findings: Findings, config: Config) -> None:
@@ -92,6 +100,7 @@ def remarks_on_tls(config: Config) -> list[str]:
              for d in config.destinations if d.tls == "off" and is_address(d.address) and ip_address(d.address).is_global]
     callers: tuple[Destination | Tunnel, ...] = (*config.destinations, *config.tunnels)
     used = {x.certificate for x in config.listeners} | {x.certificate for x in callers} | {x.trust for x in callers}
+    used |= {c.est_trust for c in config.certificates}
     return said + [f'certificate "{c.id}" is not used: no listener, destination or tunnel names it'
                    for c in config.certificates if c.id not in used]
 

@@ -151,8 +151,14 @@ class Certificate:
                            "empty: by hand.")
     est_label: str = setting("", "Label of the authority on that server; empty: its default.")
     est_user: str = setting("", "User name for the first enrolment; the password is the store's file `est-password`.")
-    renew_days: float = setting(0.0, "Renewed this long before it expires; 0: when a third of its life is left.", unit="days",
-                                low=0)
+    est_trust: str = setting("", "The [[certificate]] whose trust anchors that server's certificate must come from; empty: "
+                             "this one; \"system\": the authorities that the system trusts.")
+    renew_days: float = setting(0.0, "Renewed this long before it expires; 0: when a third of its life is left; never more "
+                                "than half of it.", unit="days", low=0)
+    crl_fetch: bool = setting(True, "Whether revocation lists are fetched, and kept fresh.")
+    crl_urls: tuple[str, ...] = setting((), "Where revocation lists are fetched, besides the places that the certificates in "
+                                        "the store name; http: or https:.")
+    proxy: str = setting("", "HTTP proxy, host:port, through which that server and the lists are reached; empty: none.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

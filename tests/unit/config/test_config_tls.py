@@ -61,6 +61,11 @@ BAD = [
     ("[[certificate]]\nid = 'c'\nnames = ['a b']", 13, "certificate.c.names[1]", "no host name", "gateway"),
     ("[[certificate]]\nid = 'c'\nest_url = 'http://ca'", 13, "certificate.c.est_url", "not the URL", "https://"),
     ("[[certificate]]\nid = 'c'\nest_label = 'x'", 13, "certificate.c.est_label", "no est_url", "est_url"),
+    ("[[certificate]]\nid = 'c'\nest_trust = 'box'", 13, "certificate.c.est_trust", "no est_url", "est_url"),
+    ("[[certificate]]\nid = 'c'\nest_url = 'https://ca'\nest_trust = 'bix'", 14, "certificate.c.est_trust", "no certificate",
+     '"box"'),
+    ("[[certificate]]\nid = 'c'\ncrl_urls = ['ldap://ca/x']", 13, "certificate.c.crl_urls[1]", "no URL", "http://"),
+    ("[[certificate]]\nid = 'c'\nproxy = 'proxy'", 13, "certificate.c.proxy", "not host:port", "3128"),
     ("[[certificate]]\nid = 'c'\nkey_type = 'rsa-2048'", 13, "certificate.c.key_type", "not one of", "rsa-3072"),
     ("[[tunnel]]\nid = 't'\nconnect = 'h:1'\ncertificate = 'box'", 11, "tunnel.t.listen", "missing", "127.0.0.1"),
     (TUNNEL.replace("127.0.0.1", "h") + "trust = 'system'", 13, "tunnel.t.listen", "not an address", ":5000"),
@@ -92,7 +97,8 @@ GOOD = [
     TUNNEL + "certificate = 'box'\ncheck = 'echo'\ncalled = 'RIS'\nproxy = '[fd00::1]:3128'",
     TUNNEL + "side = 'server'\ncertificate = 'box'\ntrust = 'box'",
     "[[certificate]]\nid = 'c'\nnames = ['gw.example.org', '192.0.2.7', 'urn:uuid:1']\n"
-    "est_url = 'https://ca:8443'\nest_label = 'tls'",
+    "est_url = 'https://ca:8443'\nest_label = 'tls'\nest_trust = 'system'",
+    "[[certificate]]\nid = 'c'\ncrl_urls = ['http://pki/root.crl', 'https://pki:8443/x?y=1']\nproxy = 'proxy:3128'",
 ]
 
 
