@@ -27,6 +27,7 @@ from tests.proof.figures import Budget, CannotRun, Figures
 from tests.proof.io_errors_life import FULL_ERRORS, IO_ERRORS, Outcome, Stand, stand
 from tests.support.faultfs import ALWAYS, Rule
 from tests.support.peers import NoPeer
+from tests.support.warm import nursery
 
 NAME = "io_errors"
 ABOUT = "EIO, EROFS, ENOSPC, EDQUOT and short writes at every call of a life; a slow disk; a disk that goes and comes back"
@@ -47,6 +48,9 @@ OPS = {
 SLOW = (0.05, 0.25, 1.0, 5.0, 30.0)
 AWAY = (0.2, 3.0)
 QUICK_CASES = 11
+
+STANDS = 3
+"""Of each core: a life is mostly waiting, for a quiet second or for a start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +139,10 @@ def run(budget: Budget) -> Figures:
     record = Record(budget.state / "cases.jsonl", budget.version)
     began = time.monotonic()
     with ExitStack() as stack:
-        workers = max(1, min(budget.cores, 2))
+        workers = max(1, budget.cores) * (1 if budget.quick else STANDS)
         try:
-            places = [stack.enter_context(stand(budget.folder / f"stand{n}")) for n in range(workers)]
+            starts = stack.enter_context(nursery())
+            places = [stack.enter_context(stand(budget.folder / f"stand{n}", starts)) for n in range(workers)]
         except NoPeer as error:
             raise CannotRun(str(error)) from error
         plain = places[0].live([], (budget.seed, "no fault"))

@@ -24,14 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.net import kick
-from tests.proof.oracle import Journal, Verdict, balance_of, judge, read_store
+from tests.proof.oracle import Journal, Verdict, judge, read_store
 from tests.support import objects, peers
 from tests.support.faultfs import ALWAYS, FaultFolder, Hit, Rule, fault_folder
-from tests.support.gateway import STAGES, Gateway, to_peer
+from tests.support.gateway import STAGES, Gateway, Table, to_peer
 from tests.support.objects import Instance
 from tests.support.peers import Destination
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, contexts_of
 from tests.support.waiting import Late, wait_until
+from tests.support.warm import Nursery, nursery
 
 ANSWER_SECONDS = 25.0
 """The product's deadline from the last byte to a status, an abort or a closed connection (I1)."""
@@ -65,7 +66,8 @@ class Told:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one life came to. `wrong`: each a sentence; `elsewhere`: successes long after an error of another process."""
+    """What one life came to. `wrong`: each a sentence; `elsewhere`: successes long after an error that forwarder or keeper met
+    while the receiver ran, which began at `receiving`."""
 
     hits: list[Hit] = field(default_factory=list)
     stages: dict[int, str] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Outcome:
     verdict: Verdict = field(default_factory=Verdict)
     wrong: list[str] = field(default_factory=list)
     elsewhere: int = 0
+    receiving: float = 0.0
     slowest: float = 0.0
 
 
@@ -134,29 +137,50 @@ class Sender:
 
 
 class Broken(Gateway):
-    """A gateway whose processes run `breakage` (Python source) first: so an instrument shows that it can fail."""
+    """A gateway whose stages are forks of `nursery`; unless its processes run `breakage` (Python source) first: so an
+    instrument shows that it can fail."""
 
     breakage = ""
 
+    def __init__(self, nursery: Nursery, folder: Path, destinations: Sequence[Table], *, spool: Table) -> None:
+        self._nursery = nursery
+        super().__init__(folder, destinations, spool=spool)
+
+    def launch(self, *names: str) -> None:
+        if self.breakage:
+            super().launch(*names)
+            return
+        for name in names:
+            log = self.log(name)
+            log.touch()
+            self._logged[name] = log.stat().st_size
+            self.processes[name] = self._nursery.start(     # type: ignore[assignment]
+                ["--config", str(self.config), "--json", name], log)
+
+    def command(self, *arguments: str, status: int | None = 0, seconds: float = 120.0) -> str:
+        found, said, complained = self._nursery.run(["--config", str(self.config), *arguments], self.folder / "answer", seconds)
+        if status is not None and found != status:
+            raise AssertionError(f"dcmgate {' '.join(arguments)}: exit status {found}\n{said}\n{complained}")
+        return said
+
     def _environment(self) -> dict[str, str]:
         found = super()._environment()
-        if self.breakage:
-            place = self.folder / "breakage"
-            place.mkdir(exist_ok=True)
-            (place / "sitecustomize.py").write_text(self.breakage)
-            found["PYTHONPATH"] = f"{place}:{found['PYTHONPATH']}"
+        place = self.folder / "breakage"
+        place.mkdir(exist_ok=True)
+        (place / "sitecustomize.py").write_text(self.breakage)
+        found["PYTHONPATH"] = f"{place}:{found['PYTHONPATH']}"
         return found
 
 
 class Stand:
     """One gateway on one failing disk, for one life after the other."""
 
-    def __init__(self, folder: Path, disk: FaultFolder, pacs: Destination) -> None:
+    def __init__(self, folder: Path, disk: FaultFolder, pacs: Destination, nursery: Nursery) -> None:
         self.disk = disk
         self.pacs = pacs
         self.folder = folder
         spool = disk.mount / "spool"
-        self.gateway = Broken(folder / "site", [to_peer(pacs, connect_seconds=2.0)],
+        self.gateway = Broken(nursery, folder / "site", [to_peer(pacs, connect_seconds=2.0)],
                               spool={"path": spool, "keep_min_hours": 0.0, "keep_max_days": 0.0, "size": 0})
         self.gateway.spool = spool
         self._template = folder / "template"
@@ -308,6 +332,8 @@ class Stand:
         outcome.slowest = max((told.ended - told.began for told in outcome.told), default=0.0)
         outcome.wrong += breaches(outcome)
         outcome.elsewhere = elsewhere(outcome)
+        if outcome.elsewhere:
+            outcome.wrong.append(f"{outcome.elsewhere} successes {QUIET_AFTER:g} s or more after an error of another stage")
         self.close_books(outcome, journal, [told.instance for told in outcome.told if told.heard != "0000"])
         return outcome
 
@@ -318,6 +344,7 @@ class Stand:
                 try:
                     self.gateway.start(name)
                     outcome.stages[self.gateway.pid(name)] = name
+                    outcome.receiving = time.monotonic()      # its recovery has looked at the disk by now
                     break
                 except Late as error:
                     outcome.wrong.append(f"{name} hangs at its start: {error}")
@@ -397,10 +424,8 @@ class Stand:
         finally:
             for name in list(gateway.processes):
                 gateway.kill(name)
-        scratch = self.folder / "scratch"
-        scratch.mkdir(exist_ok=True)
         outcome.verdict = judge(journal, {"pacs": read_store(self.pacs.folder)}, spool=self.disk.backing / "spool",
-                                balance=balance_of(self.disk.mount / "spool", scratch, "--deep"))
+                                balance=gateway.json("balance", "--deep", status=None))
 
 
 def breaches(outcome: Outcome) -> list[str]:
@@ -428,7 +453,8 @@ def _shuts(hit: Hit) -> bool:
 
 def elsewhere(outcome: Outcome) -> int:
     """Successes later than that after an I/O error that forwarder or keeper met."""
-    others = [hit for hit in outcome.hits if outcome.stages.get(hit.pid) in ("forwarder", "keeper") and _shuts(hit)]
+    others = [hit for hit in outcome.hits if outcome.stages.get(hit.pid) in ("forwarder", "keeper") and _shuts(hit)
+              and hit.at > outcome.receiving]
     return sum(told.heard == "0000" and any(hit.at + QUIET_AFTER < told.ended for hit in others) for told in outcome.told)
 
 
@@ -442,13 +468,13 @@ def _raised(log: Path) -> str:
 
 
 @contextmanager
-def stand(folder: Path) -> Iterator[Stand]:
-    """A gateway whose spool lies on a disk that fails on purpose, with an archive beside it."""
+def stand(folder: Path, starts: Nursery | None = None) -> Iterator[Stand]:
+    """A gateway whose spool lies on a disk that fails on purpose, with an archive beside it. `starts`: for several of them."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         disk = stack.enter_context(fault_folder(folder / "disk", folder / "backing"))
         pacs = stack.enter_context(peers.storescp(folder / "pacs", profile=False))
-        made = Stand(folder, disk, pacs)
+        made = Stand(folder, disk, pacs, starts or stack.enter_context(nursery()))
         with made.gateway:
             yield made
 
