@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits
+from appliance.cli import exits, tls_counts
 from appliance.cli.context import Site
 from appliance.cli.text import safe, table, when
 from appliance.model import escape
+from appliance.policy.handshakes import LEGACY, REFUSED, REFUSED_THERE, read
 
 if TYPE_CHECKING:
     from appliance.spool.rows import Knock
@@ -31,10 +32,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def seen(site: Site, arguments: argparse.Namespace) -> int:
     ledger = site.opened().ledger
-    arrivals, knocks = ledger.arrivals(), ledger.knocks()
+    arrivals, knocks = ledger.arrivals(), ledger.knocks(without=(LEGACY, REFUSED_THERE))
+    old, there = ledger.knocks(1000, only=[LEGACY]), ledger.knocks(only=[REFUSED_THERE])
     site.emit({"sent": [{"source": a.source, "peer": a.peer, "objects": a.count, "last": a.last_wall} for a in arrivals],
-               "knocked": [{"title": k.title, "called": k.called, "address": k.address, "verdict": k.verdict, "text": k.text,
-                            "count": k.count, "first": k.first_wall, "last": k.last_wall} for k in knocks]})
+               "knocked": [_knock(k) for k in knocks], "legacy": tls_counts.callers(old),
+               "refused_there": [{"destination": found.entry, "check": found.check, **_knock(k)} for k in there
+                                 if (found := read(k.verdict, k.called)) is not None]})
     site.say(table(("SENT", "PEER", "OBJECTS", "LAST"),
                    [[safe(a.source), a.peer or "-", str(a.count), when(a.last_wall)] for a in arrivals], right=(2,))
              if arrivals else "nobody has sent anything yet")
@@ -43,15 +46,29 @@ def seen(site: Site, arguments: argparse.Namespace) -> int:
         site.say(table(("KNOCKED", "CALLED", "ADDRESS", "TIMES", "LAST", "ANSWER", "WHY"),
                        [[*_titles(k), k.address, str(k.count), when(k.last_wall), k.verdict, safe(k.text)]
                         for k in knocks], right=(3,), columns=site.columns))
-    first = next((k for k in knocks if k.verdict not in ("accept", "tls")), None)
+    if there:
+        site.say()
+        site.say(table(("TLS FAILED WITH", "ADDRESS", "TIMES", "LAST", "WHY"),
+                       [[found.entry, k.address, str(k.count), when(k.last_wall), safe(k.text)] for k in there
+                        if (found := read(k.verdict, k.called)) is not None], right=(2,), columns=site.columns))
+    if old:
+        site.say()
+        site.say(table(("CAME BY legacy", "ADDRESS", "LISTENER", "VERSION", "SUITE", "NEEDED IT", "TIMES", "LAST"),
+                       tls_counts.legacy_rows(old), right=(6,), columns=site.columns))
+    first = next((k for k in knocks if k.verdict not in ("accept", REFUSED)), None)
     if first is not None:
         site.say(site.dim(f'to let one in: dcmgate admit "{escape(first.title)}" {first.address}, or write a [[peer]] for it'))
     return exits.OK
 
 
+def _knock(k: Knock) -> dict[str, Any]:
+    return {"title": k.title, "called": k.called, "address": k.address, "verdict": k.verdict, "text": k.text,
+            "count": k.count, "first": k.first_wall, "last": k.last_wall}
+
+
 def _titles(knock: Knock) -> tuple[str, str]:
     """Both titles; there are none yet where TLS failed."""
-    return ("-", "-") if knock.verdict == "tls" else (_title(knock.title), _title(knock.called))
+    return ("-", "-") if knock.verdict == REFUSED else (_title(knock.title), _title(knock.called))
 
 
 def _title(title: str) -> str:

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits
+from appliance.cli import exits, tls_counts
 from appliance.cli.context import Site
 from appliance.cli.text import bar, cut, plural, safe, size, span, table, when
 from appliance.model import DeliveryState, Severity, SpaceState
+from appliance.policy.handshakes import KINDS, REFUSED_THERE
 
 if TYPE_CHECKING:
     from appliance.cli.services import Opened
@@ -102,6 +103,7 @@ class Look:
         self._rates.look()
         forwarder = kick.listens(opened.run / kick.FORWARDER)
         conditions = {c.destination: c for c in health.read(opened.run)} if forwarder else {}
+        handshakes = ledger.knocks(1000, only=KINDS)
         return {
             "spool": str(opened.spool.path), "generation": opened.config.generation, "stale": opened.stale,
             "problem": str(opened.problem) if opened.problem else "", "keeper": opened.keeper_answers(),
@@ -110,7 +112,9 @@ class Look:
             "held_objects": counts.held_objects, "held_bytes": counts.held_bytes, "accepted": counts.accepted,
             "unrouted": counts.unrouted, "rate_in": self._rates.of(""),
             "states": {str(state): count for state, count in counts.states.items()},
-            "destinations": self._destinations(counts, conditions),
+            "listeners": tls_counts.listeners(opened.config, handshakes),
+            "destinations": [{**told, "tls_refused": tls_counts.refused(handshakes, REFUSED_THERE, told["destination"])}
+                             for told in self._destinations(counts, conditions)],
             "studies": [self._study(row) for row in ledger.studies(studies)],
             "alarms": self._alarms(),
         }
@@ -171,6 +175,9 @@ class Look:
             lines.append(style(f"{alarm['severity']}: {safe(alarm['text'])}") +
                          (f" — {safe(alarm['mend'])}" if alarm["mend"] else "") +
                          (site.dim(f"  since {when(alarm['since'])}") if alarm["since"] else ""))
+        for listener in facts["listeners"]:
+            if text := tls_counts.line(listener):
+                lines.append(site.warn(text) if "legacy" in listener else text)
         lines += ["", *self._destination_lines(facts["destinations"])]
         if facts["studies"]:
             lines += ["", *self._study_lines(facts["studies"])]
@@ -190,6 +197,8 @@ class Look:
             out.append(self._site.bad(line) if d["state"] in ("down", "removed") else line)
             if d["text"] and d["state"] != "up":
                 out.append(f"  {safe(d['text'])}")
+            if d["tls_refused"]:
+                out.append(f"  TLS failed {plural(sum(d['tls_refused'].values()), 'time')} with it: `dcmgate peers` says why")
         return out
 
     def _study_lines(self, studies: list[dict[str, Any]]) -> list[str]:

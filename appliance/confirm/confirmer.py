@@ -24,9 +24,12 @@ from appliance.confirm.query import QueryProof
 from appliance.confirm.watch import ByEvidence, ByTime, Watch
 from appliance.errors import DcmgateError, SpoolError
 from appliance.model import Alarm
+from appliance.net.tlserrors import TlsError
+from appliance.policy.handshakes import REFUSED_THERE, refused
 from appliance.spool.index import Index, Located
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
+from appliance.spool.rows import Knock
 from appliance.telemetry.log import Log
 
 POLL_SECONDS = 10.0
@@ -106,7 +109,17 @@ class Confirmer:
         if destination.type == "folder":
             from appliance.confirm.reread import RereadProof
             return RereadProof(destination)
-        return QueryProof(destination, self._locate, state=self._config().spool.state, rivalled=self._ledger.rivalled)
+        return QueryProof(destination, self._locate, state=self._config().spool.state, rivalled=self._ledger.rivalled,
+                          refused=self._refused)
+
+    def _refused(self, destination: Destination, error: TlsError) -> None:
+        """A handshake failed: counted beside those that failed at our own door."""
+        knock = Knock("", refused(REFUSED_THERE, destination.id, error.check), f"{destination.address}:{destination.port}",
+                      REFUSED_THERE, error.text)
+        try:
+            self._ledger.knocked([knock])
+        except DcmgateError as e:
+            log.error("a failed handshake cannot be written down", destination=destination.id, error=str(e))
 
     def _locate(self, numbers: Sequence[int]) -> dict[int, Located]:
         with suppress(SpoolError), Index.open(self._spool.index_path, read_only=True) as index:

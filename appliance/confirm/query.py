@@ -18,7 +18,8 @@ from appliance.config.settings import Destination
 from appliance.confirm.proof import Evidence, Unavailable, Verdict
 from appliance.dicom.part10 import is_uid
 from appliance.errors import SandboxError
-from appliance.net.line import Line, Way
+from appliance.net.line import Way
+from appliance.net.tlserrors import TlsError
 from appliance.policy import Party, classify, failure_of
 from appliance.sandbox.find import Archive, Finder, Search
 from appliance.spool.index import Located
@@ -29,17 +30,21 @@ AT_ONCE = 64
 
 Locator = Callable[[Sequence[int]], Mapping[int, Located]]
 Rivalled = Callable[[int, str], bool]
+Refused = Callable[[Destination, TlsError], None]
 
 _Titles = tuple[str, str]
 
 
 class QueryProof:
     """`locate` gives study and series of objects, as far as they are known; `rivalled` says whether the destination
-    was also sent other content under the same UID. `state` is the folder that the certificate store is in."""
+    was also sent other content under the same UID. `state` is the folder that the certificate store is in; `refused` is
+    told of each handshake that failed."""
 
     def __init__(self, destination: Destination, locate: Locator, finder: Finder | None = None, *, state: str = "",
-                 rivalled: Rivalled = lambda number, destination: False) -> None:
+                 rivalled: Rivalled = lambda number, destination: False,
+                 refused: Refused = lambda destination, error: None) -> None:
         self._destination = destination
+        self._refused = refused
         self._way = Way(destination, state)
         self._locate = locate
         self._rivalled = rivalled
@@ -64,11 +69,12 @@ class QueryProof:
             found += self._ask(titles, objects, located)
         return found
 
-    def _line(self, party: Party) -> Line:
-        try:
-            return self._way.line()
-        except OSError as error:
-            raise Unavailable(classify(failure_of(error), party).text) from None
+    def _broken(self, error: OSError, titles: _Titles) -> Unavailable:
+        destination = self._destination
+        if isinstance(error, TlsError):
+            self._refused(destination, error)
+        party = Party(destination.id, destination.address, destination.port, *titles)
+        return Unavailable(classify(failure_of(error), party).text)
 
     def _titles(self, sent: Sent) -> _Titles:
         """Called and calling title, as the object was sent with."""
@@ -91,11 +97,14 @@ class QueryProof:
         asked = [(Search(study, one), group) for (study, one), group in series.items()]
         asked += [(Search(uids=tuple(_text(each) for each in chunk)), chunk) for chunk in
                   (others[i:i + AT_ONCE] for i in range(0, len(others), AT_ONCE))]
-        line = self._line(Party(destination.id, destination.address, destination.port, *titles))
+        try:
+            line = self._way.line()
+        except OSError as error:
+            raise self._broken(error, titles) from None
         try:
             answers = self._finder.images(archive, [search for search, _ in asked], line.descriptor, line.handed_over)
         except SandboxError as error:
-            raise Unavailable(str(line.error) if line.error is not None else error.message) from None
+            raise (Unavailable(error.message) if line.error is None else self._broken(line.error, titles)) from None
         finally:
             line.close()
         where = f"{archive.called} at {archive.address}:{archive.port}"

@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 
 from appliance.config.settings import Destination
@@ -48,14 +48,22 @@ _OTHER = {uids.IMPLICIT_LE: uids.EXPLICIT_LE, uids.EXPLICIT_LE: uids.IMPLICIT_LE
 Pair = tuple[str, str]
 """An abstract syntax and a transfer syntax."""
 
+Refused = Callable[[Destination, str, str], None]
+"""Destination, which check failed, and a sentence."""
+
 Pieces = Iterable[tuple[bytes | memoryview, bool]]
 
 
 class DimseTransport:
-    """See `transport.Transport`. `box` bounds the limited child; `state` is the folder that the certificate store is in."""
+    """See `transport.Transport`. `box` bounds the limited child; `state` is the folder that the certificate store is in.
 
-    def __init__(self, destination: Destination, spool: Spool, box: BoxLimits, state: str = "") -> None:
+    `refused` is told of each handshake that failed.
+    """
+
+    def __init__(self, destination: Destination, spool: Spool, box: BoxLimits, state: str = "", *,
+                 refused: Refused = lambda destination, check, text: None) -> None:
         self._destination = destination
+        self._refused = refused
         self._spool = spool
         self._box = box
         self._limits = Limits(destination.connect_seconds, destination.progress_seconds, destination.max_pdu)
@@ -169,8 +177,13 @@ class DimseTransport:
         association = self._association = Association(party, self._limits, self._cancel, self._tls, self._proxy)
         if self._aborted.is_set():  # between the two: `abort` has not seen it
             association.interrupt()
-        association.associate([pdu.ProposedContext(2 * n + 1, abstract, (syntax,))
-                               for n, (abstract, syntax) in enumerate(pairs)])
+        try:
+            association.associate([pdu.ProposedContext(2 * n + 1, abstract, (syntax,))
+                                   for n, (abstract, syntax) in enumerate(pairs)])
+        except AssociationLost as lost:
+            if isinstance(lost.answer, Failure) and lost.answer.check:
+                self._refused(self._destination, lost.answer.check, lost.answer.text)
+            raise
         self._proposed = frozenset(pairs)
 
     def _drop(self) -> None:

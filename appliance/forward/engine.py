@@ -35,8 +35,10 @@ from appliance.forward.underway import UnderWay
 from appliance.forward.work import Condition
 from appliance.model import number_text
 from appliance.net import kick
+from appliance.policy.handshakes import REFUSED_THERE, refused
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
+from appliance.spool.rows import Knock
 from appliance.telemetry.log import Log
 
 POLL_SECONDS = 1.0
@@ -62,13 +64,15 @@ Settings = tuple[Destination, int, float]
 """What a lane is made of: if any of it changes, new lanes take its place."""
 
 
-def make_transport(destination: Destination, spool: Spool, limits: Limits, state: str = "") -> Transport:
-    """The transport of a destination's type. `state` is the folder that the certificate store is in."""
+def make_transport(destination: Destination, spool: Spool, limits: Limits, state: str = "",
+                   refused: Callable[[Destination, str, str], None] = lambda destination, check, text: None) -> Transport:
+    """The transport of a destination's type. `state` is the folder that the certificate store is in; `refused` is told of
+    handshakes that failed."""
     if destination.type == "folder":
         from appliance.forward.folder import FolderTransport
         return FolderTransport(destination, spool)
     from appliance.forward.dimse import DimseTransport
-    return DimseTransport(destination, spool, limits, state)
+    return DimseTransport(destination, spool, limits, state, refused=refused)
 
 
 class _Place:
@@ -91,7 +95,7 @@ class Forwarder:
         self._spool = spool
         self._clock = clock
         self._run = run_dir if run_dir is not None else Path(config_source().control.run)
-        self._transports = transports or partial(make_transport, state=config_source().spool.state)
+        self._transports = transports or partial(make_transport, state=config_source().spool.state, refused=self._refused)
         self._random = random
         self._config: Config | None = None
         self._places: dict[str, _Place] = {}
@@ -222,6 +226,16 @@ class Forwarder:
         assert self._watched is not None and self._routing is not None
         head = self._watched.head()[0]
         if head != self._head:
+    def _refused(self, destination: Destination, check: str, text: str) -> None:
+        """A handshake failed: counted beside those that failed at our own door."""
+        knock = Knock("", refused(REFUSED_THERE, destination.id, check), f"{destination.address}:{destination.port}",
+                      REFUSED_THERE, text)
+        try:
+            if self._ledger is not None:
+                self._ledger.knocked([knock])
+        except LedgerError as e:
+            log.error("a failed handshake cannot be written down", destination=destination.id, error=e.message)
+
             self._head = head
             self._routing.kick()
             for desk in self._desks():

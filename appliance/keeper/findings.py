@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from appliance.config.settings import LEGACY as LEGACY_PROFILE
 from appliance.config.settings import Alarms, Config
 from appliance.errors import ConfigError, DcmgateError
-from appliance.model import Alarm, DeliveryState, ObjectState, Severity, SpaceState
+from appliance.model import Alarm, DeliveryState, ObjectState, Severity, SpaceState, escape
 from appliance.policy import Space, backlog_alarm, silence_alarm
-from appliance.spool.rows import Arrival, Backlog, Counts
+from appliance.policy.handshakes import LEGACY, read
+from appliance.spool.rows import Arrival, Backlog, Counts, Knock
 
 MINUTE = 60_000_000_000
+DAY = 1440 * MINUTE
+LEGACY_DAYS = 30
+"""A scanner that has not come by the retired profile for so long does not need it any more."""
+
 GB = 1_000_000_000
 OWED = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEFERRED, DeliveryState.HELD, DeliveryState.PARKED)
 
@@ -108,6 +114,26 @@ def configuration_alarm(error: ConfigError, generation: int) -> Alarm:
 def fault_alarm(what: str, error: DcmgateError) -> Alarm:
     """Something that the keeper had to do failed; it tries again."""
     return Alarm(f"keeper-{what}", Severity.CRITICAL, f"{what} fails: {error.message}", error.mend)
+
+
+def legacy_alarms(config: Config, knocks: Sequence[Knock], wall: int) -> list[Alarm]:
+    """Listeners that speak the retired profile: which scanners keep them from a current one; `wall` is the time now (ns)."""
+    found = []
+    for listener in (entry for entry in config.listeners if entry.tls == LEGACY_PROFILE):
+        needing = set()
+        for knock in knocks:
+            said = read(knock.verdict, knock.called)
+            if said is not None and (said.kind, said.entry) == (LEGACY, listener.id) and said.needed \
+                    and knock.last_wall > wall - LEGACY_DAYS * DAY:
+                needing.add(f'"{escape(knock.title)}" at {knock.address}')
+        names = ", ".join(sorted(needing)[:4]) + (" and others" if len(needing) > 4 else "")
+        text = f"listener {listener.id} speaks the retired AES profile: "
+        found.append(Alarm(f"legacy-tls:{listener.id}", Severity.NOTICE,
+                           text + (f"{names} cannot do without it" if needing else
+                                   f"no scanner has needed it in {LEGACY_DAYS} days"),
+                           "Update or replace what needs it (`dcmgate peers`), then write tls = \"bcp195\"." if needing else
+                           "Write tls = \"bcp195\" for it, if all of its scanners have sent in that time."))
+    return found
 
 
 def stuck_alarm(destination: str) -> Alarm:

@@ -33,6 +33,7 @@ from appliance.manage.verbs import Desk, handlers, no_reload
 from appliance.model import Alarm, ObjectState, SpaceState
 from appliance.net import kick
 from appliance.policy import Space
+from appliance.policy.handshakes import LEGACY
 from appliance.receive import health as receiving
 from appliance.retire import Retirer
 from appliance.spool import ballast, quarantine
@@ -303,6 +304,7 @@ class Keeper:
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))
+        yield from findings.legacy_alarms(config, self.ledger.knocks(1000, only=[LEGACY]), self._clock.wall_ns())
         if not self._clock.trusted():
             yield findings.clock_alarm()
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.config.secure import fingerprint
-from appliance.config.settings import SYSTEM_TRUST, Destination, Listener, Tunnel
+from appliance.config.settings import LEGACY, SYSTEM_TRUST, Destination, Listener, Tunnel
 from appliance.net import crl
 from appliance.net.certstore import Material, Store
 from appliance.net.secure import Context, Identity, Secure
@@ -62,6 +62,36 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
 )}
 
 
+CURRENT_VERSIONS = ("TLSv1.2", "TLSv1.3")
+CURRENT_SUITES = frozenset((*_GCM, "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"))
+"""What is spoken under a current profile: who speaks anything else needs `legacy`."""
+
+
+def cannot(profile: Profile) -> list[str]:
+    """What this machine's OpenSSL cannot do of a profile: versions and suites, by their names; nearly always nothing."""
+    versions = {ssl.TLSVersion.TLSv1: ("TLSv1", ssl.HAS_TLSv1), ssl.TLSVersion.TLSv1_1: ("TLSv1.1", ssl.HAS_TLSv1_1),
+                ssl.TLSVersion.TLSv1_2: ("TLSv1.2", ssl.HAS_TLSv1_2), ssl.TLSVersion.TLSv1_3: ("TLSv1.3", ssl.HAS_TLSv1_3)}
+    missing = [name for version, (name, there) in versions.items() if version >= profile.lowest and not there]
+    try:
+        able = {str(cipher["name"]) for cipher in _context(ssl.PROTOCOL_TLS_SERVER, profile).get_ciphers()}
+    except TlsError:
+        able = set()
+    return missing + [suite for suite in profile.suites if suite not in able]
+
+
+def announce(listener: Listener) -> None:
+    """Say at the start what a person has to know of a listener: that it speaks the retired profile, what OpenSSL cannot do."""
+    if listener.tls == "off":
+        return
+    lacking = ", ".join(cannot(PROFILES[listener.tls]))
+    if listener.tls == LEGACY:
+        log.warning("a listener speaks the retired AES profile: old versions and suites are accepted there; never SSL 3 or 3DES",
+                    listener=listener.id, openssl=ssl.OPENSSL_VERSION, cannot=lacking or "nothing else")
+    elif lacking:
+        log.error("this machine's OpenSSL cannot do all of a listener's profile", listener=listener.id,
+                  openssl=ssl.OPENSSL_VERSION, cannot=lacking)
+
+
 # --- contexts -----------------------------------------------------------------------------------------------------------
 
 _CLIENTS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "off": ssl.CERT_NONE}
@@ -97,8 +127,12 @@ def client_context(profile: Profile, ours: Material | None, trust: Material | No
 
 def _context(protocol: int, profile: Profile) -> Context:
     context = Context(protocol)
-    context.minimum_version = profile.lowest
-    context.set_ciphers(profile.ciphers)
+    try:
+        context.minimum_version = profile.lowest
+        context.set_ciphers(profile.ciphers)
+    except (ssl.SSLError, ValueError) as e:
+        raise TlsError("unsupported", f"{ssl.OPENSSL_VERSION} of this machine can do none of the profile {profile.name}: {e}",
+                       OURS) from None
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN     # an intermediate or a leaf may itself be the anchor
     return context

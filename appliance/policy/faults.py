@@ -96,10 +96,11 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The connection or the target broke. `text` is what the system said."""
+    """The connection or the target broke. `text` is what the system said; `check` which check of TLS failed, where one did."""
 
     kind: FailureKind
     text: str = ""
+    check: str = ""
 
 
 Answer = Status | Rejected | Aborted | NoContext | HttpStatus | Failure
@@ -287,7 +288,23 @@ def _failure(answer: Failure, party: Party) -> Finding:
     fault, what, mend = _FAILURES[answer.kind]
     sentence = what.format(host=escape(party.host), place=f"{party.destination} ({party.place})", destination=party.destination)
     said = f" ({escape(answer.text)})" if answer.text.strip() else ""
-    return Finding(fault, f"{sentence}{said} — {mend}")
+    return Finding(fault, f"{sentence}{said} — {_MENDS.get(answer.check, mend)}")
+
+
+# Where the check that failed says more about the mend than the kind of failure does.
+_MENDS = {
+    "wrong_name": "give the name that its certificate carries in `server_name`, or have it certified for this one",
+    "unknown_authority": "have the authority that issued it trusted (`dcmgate cert install --trust`)",
+    "self_signed": "have it certified by an authority that is trusted here",
+    "revoked": "have it certified anew",
+    "not_pinned": "if it was changed there on purpose, write its new fingerprint in `pins` (`dcmgate cert pin` shows it)",
+    "wrong_purpose": "have it certified for this side of TLS",
+    "missing": "give the destination a `certificate`, and have it trusted there",
+    "no_certificate": "`dcmgate cert show` says what is there; request or install one",
+    "no_trust": "install the authorities with `dcmgate cert install --trust`",
+    "no_shared_suite": "have one of the suites on the page `conformance` allowed there",
+    "not_tls": "check the port, and that TLS is spoken there",
+}
 
 
 # Linux errno values, written out because the pure layer imports no system module.
@@ -322,7 +339,7 @@ def failure_of(error: BaseException) -> Failure:
         elif kind is FailureKind.TLS and any(word in text.lower() for word in _CERTIFICATE_ALERTS):
             kind = FailureKind.CERTIFICATE
         if kind is not None:
-            return Failure(kind, text)
+            return Failure(kind, text, str(getattr(error, "check", "")) if name == "TlsError" else "")
     if isinstance(error, OSError):
         return Failure(_ERRNO.get(error.errno or 0, FailureKind.UNREACHABLE), text)
     return Failure(FailureKind.PROTOCOL, text)

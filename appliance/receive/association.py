@@ -64,6 +64,9 @@ class Host(Protocol):
     def refused(self, arrival: Arrival, error: TlsError) -> None:
         """There was no TLS with this one."""
 
+    def secured(self, arrival: Arrival, calling: str, version: str, suite: str) -> None:
+        """An association was accepted over TLS."""
+
     def answer(self, arrival: Arrival, request: pdu.AssociateRequest, identity: Identity | None) -> Answer:
         """Whether it may come in. `identity`: what it has proven by its certificate, if it showed one."""
 
@@ -310,6 +313,8 @@ class Association:
             called=request.called, calling=request.calling, contexts=negotiate(request, self._host.registry.preference),
             max_length=self._host.max_pdu(arrival.listener))
         self._send(self._layer.accept(accept))
+        if isinstance(self._sock, Secure):
+            self._host.secured(arrival, self.source.calling, self._sock.version, self._sock.suite)
         for number, context in self._layer.contexts.items():
             service = self._host.registry.service(context.abstract)
             assert service is not None      # negotiation accepted it because a service is behind it

@@ -23,7 +23,9 @@ from appliance.dicom.negotiation import is_storage, unacceptable
 from appliance.dicom.pdu import AssociateRequest, title_text
 from appliance.errors import LedgerError, SpoolError
 from appliance.model import Priority, escape
+from appliance.net.tls import CURRENT_SUITES, CURRENT_VERSIONS
 from appliance.policy import Admission, Space, Verdict, admit, storage_admitted
+from appliance.policy.handshakes import LEGACY, REFUSED, by_legacy, refused
 from appliance.receive.asking import Asker
 from appliance.receive.front import Arrival
 from appliance.receive.guard import now_ns
@@ -39,11 +41,8 @@ REMEMBERED = 512
 STUCK = 10
 """Seconds after which a write or sync that has not returned closes the door to storage."""
 
-TLS_REFUSED = "tls"
-"""Outcome of a knock that did not get through the handshake: it has no titles yet, the reason stands for the called one."""
-
-LOG_AGAIN = 60
-"""Seconds until the same address with the same reason is logged again."""
+LOG_AGAIN = {REFUSED: 60, LEGACY: 86400}
+"""Seconds until the same handshake of the same caller is logged again."""
 
 PAUSE = 1.0
 """Seconds between two writes of knocks."""
@@ -95,7 +94,7 @@ class Door:
         self._seen: set[tuple[str, str, str, str]] = set()
         self._unwritten = 0
         self._lock = threading.Lock()
-        self._logged: dict[tuple[str, str], int] = {}
+        self._logged: dict[tuple[str, str, str], int] = {}
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -139,7 +138,14 @@ class Door:
 
     def refused(self, arrival: Arrival, check: str, text: str) -> None:
         """Count and remember one with whom there was no TLS, by address and reason."""
-        self._remember(Knock("", f"{TLS_REFUSED} {arrival.listener} {check}", arrival.address, TLS_REFUSED, text))
+        self._remember(Knock("", refused(REFUSED, arrival.listener, check), arrival.address, REFUSED, text))
+
+    def by_legacy(self, arrival: Arrival, calling: str, version: str, suite: str) -> None:
+        """Count and remember an association by the retired profile: what keeps its listener from a current one."""
+        needed = version not in CURRENT_VERSIONS or suite not in CURRENT_SUITES
+        text = f"speaks {version} with {suite}: " + ("it needs the retired profile." if needed else "bcp195 would do for it.")
+        called = by_legacy(arrival.listener, version, suite, needed=needed)
+        self._remember(Knock(calling, called, arrival.address, LEGACY, text))
 
     def _admission(self, listener: Listener, config: Config, calling: str, called: str, address: str,
                    proven: frozenset[str]) -> Admission:
@@ -235,10 +241,11 @@ class Door:
 
     def _worth_a_line(self, knock: Knock) -> bool:
         """A peer without good TLS may try ten times a second, for days."""
-        if knock.verdict != TLS_REFUSED:
+        again = LOG_AGAIN.get(knock.verdict, 0) * SECOND
+        if not again:
             return True
-        now, key = now_ns(), (knock.address, knock.called)
-        if now - self._logged.get(key, -LOG_AGAIN * SECOND) < LOG_AGAIN * SECOND:
+        now, key = now_ns(), (knock.title, knock.address, knock.called)
+        if now - self._logged.get(key, -again) < again:
             return False
         if len(self._logged) >= REMEMBERED:
             self._logged.clear()

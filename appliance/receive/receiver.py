@@ -20,7 +20,7 @@ from pathlib import Path
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
-from appliance.net import kick, sockets
+from appliance.net import kick, sockets, tls
 from appliance.receive import health
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
@@ -86,6 +86,7 @@ class Receiver:
         self._given = sockets.inherited()
         self._open_ports(self._config)
         if self._problems:
+        self._announce(self._config)
             (listener, address, port), why = next(iter(self._problems.items()))
             self._close_ports()
             raise ConfigError(f"cannot listen on {address}:{port}: {why}", key=f"listener.{listener}.ports",
@@ -240,6 +241,8 @@ class Receiver:
         self._open_ports(config)
         self._front.listen(self._bound.values())
         for problem in self.problems if self._problems != before else []:
+        if config.listeners != self._config.listeners:
+            self._announce(config)
             log.error(problem)
 
     # -- ports -------------------------------------------------------------------------------------------------------
@@ -254,6 +257,10 @@ class Receiver:
             listener, address, port = key
             moved = gone.get((address, port))
             if moved is not None:        # the same port under another [[listener]]
+    def _announce(self, config: Config) -> None:
+        for listener in config.listeners:
+            tls.announce(listener)
+
                 bound[key] = Bound(listener, self._bound[moved].sock)
                 continue
             try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.clock import Clock
-from appliance.config.settings import Config
+from appliance.config.settings import LEGACY, Config
 from appliance.dicom.pdu import AssociateRequest
 from appliance.errors import DcmgateError
 from appliance.net import kick
@@ -168,6 +168,11 @@ class Worker:
         return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
 
     def max_pdu(self, listener: str) -> int:
+    def secured(self, arrival: Arrival, calling: str, version: str, suite: str) -> None:
+        """See `association.Host`."""
+        if any(entry.id == arrival.listener and entry.tls == LEGACY for entry in self._config.listeners):
+            self.door.by_legacy(arrival, calling, version, suite)
+
         """See `association.Host`."""
         return next((entry.max_pdu for entry in self._config.listeners if entry.id == listener), 131072)
 

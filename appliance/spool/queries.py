@@ -207,11 +207,13 @@ class Questions(LedgerCore):
                 for source, peer, count, last_on, last_wall, habit in self._select(
                     "SELECT source, peer, count, last_on, last_wall, habit FROM arrivals ORDER BY source")]
 
-    def knocks(self, limit: int = 100) -> list[Knock]:
-        """Callers that were refused or held, the latest first."""
+    def knocks(self, limit: int = 100, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> list[Knock]:
+        """Callers that were refused or held, the latest first; `only` with, or `without`, these verdicts."""
         return [Knock(*row) for row in self._select(
             "SELECT title, called, address, verdict, text, count, first_wall, last_wall FROM knocks"
-            " ORDER BY last_wall DESC LIMIT ?", (limit,))]
+            " WHERE (?1 = '[]' OR verdict IN (SELECT value FROM json_each(?1)))"
+            " AND verdict NOT IN (SELECT value FROM json_each(?2)) ORDER BY last_wall DESC LIMIT ?3",
+            (json.dumps(list(only)), json.dumps(list(without)), limit))]
 
     def admitted(self) -> list[Admitted]:
         """Callers that a person let in."""

@@ -46,3 +46,8 @@ def test_what_was_sent_over_tls_is_confirmed_over_tls(tmp_path: Path) -> None:
             wait_until(lambda: confirmed() == {"orthanc": 4, "dcmqrscp": 4, "wrong": 0}, 60, "both archives proved it",
                        every=0.5)
             assert any(alarm["key"] == "destination-refuses:wrong" for alarm in gateway.json("status")["alarms"])
+            wait_until(lambda: gateway.json("status")["destinations"][2]["tls_refused"].get("wrong_name", 0) >= 2, 30,
+                       "each handshake that failed is counted", every=0.5)
+            [row] = gateway.json("peers")["refused_there"]
+            assert (row["destination"], row["check"]) == ("wrong", "wrong_name") and "other.example.org" in row["text"]
+            assert "TLS failed" in gateway.command("status", "--once") and "TLS FAILED WITH" in gateway.command("peers")
