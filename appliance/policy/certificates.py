@@ -8,6 +8,7 @@ Times are nanoseconds since 1970 UTC.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,16 @@ SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
 
 EXPIRY = ((30, Severity.NOTICE), (14, Severity.WARNING), (7, Severity.CRITICAL))
-"""Days left below which an expiry is said, and how loud; the last day is said once more, by a check of its own."""
+"""Days left below which an expiry is said, and how loud; the last day is said once more, by a check of its own.
+
+These are for what lives 90 days or longer. What lives shorter is said later, in
+proportion: the first at a third of its life. Where certificates are renewed by
+themselves, the first is said when half of the time for renewing has passed, and
+the others in proportion: before that nothing is late.
+"""
+
+FULL = 30 * DAY
+"""What is left when the first is said, of what lives long enough."""
 
 WEAKEST = {"rsa": 2048, "ec": 224, "ed25519": 0, "ed448": 0}
 """Bits of a key that every profile but `legacy` takes (OpenSSL's security level 2); other kinds of key are not taken."""
@@ -46,6 +56,7 @@ class Check(StrEnum):
     CRL_OLD = "crl-old"
     CRL_EXPIRES = "crl-expires"
     TIME_NOT_TRUSTED = "time-not-trusted"
+    OPEN_KEY = "open-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,15 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the store holds for one `[[certificate]]`: the chain leaf first. `problem`: why a file there cannot be read."""
+    """What the store holds for one `[[certificate]]`: the chain leaf first. `problem`: why a file there cannot be read;
+    `open`: a secret there that others than the service can read."""
 
     id: str
     chain: tuple[Facts, ...] = ()
     trust: tuple[Facts, ...] = ()
     lists: tuple[List, ...] = ()
     problem: str = ""
+    open: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +113,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the configuration wants of it: names in the certificate, a pair of key and certificate, trust anchors."""
+    """What the configuration wants of it: names in the certificate, a pair of key and certificate, trust anchors. `renewed`:
+    it is renewed by itself; `renew_days` as configured."""
 
     names: tuple[str, ...] = ()
     pair: bool = True
     trust: bool = False
+    renewed: bool = False
+    renew_days: float = 0.0
 
 
 def typed(name: str) -> str:
@@ -140,6 +156,9 @@ def _findings(held: Held, wanted: Wanted, now: int, trusted: bool) -> Iterator[F
         yield Finding(id, Check.UNREADABLE, Severity.CRITICAL, f"certificate {id}: {held.problem}",
                       f"Install it again: `dcmgate cert install {id}` with the files.")
         return
+    if held.open:
+        yield Finding(id, Check.OPEN_KEY, Severity.CRITICAL, f"certificate {id}: {held.open} can be read by others than the "
+                      "service", f"`chmod o-rwx` it; if strangers were on this box, `dcmgate cert request {id} --new`.")
     if wanted.pair and not held.chain:
         yield Finding(id, Check.MISSING, Severity.CRITICAL, f"certificate {id}: there is no certificate with its key",
                       f"`dcmgate cert request {id}`, have it signed, `dcmgate cert install {id}`.")
@@ -159,7 +178,7 @@ def _findings(held: Held, wanted: Wanted, now: int, trusted: bool) -> Iterator[F
                       f"certificate {id}: whether it is valid is not known: this box's clock is wrong, it says {date(now)}",
                       "Set the time, or let the box reach a time server; the certificate need not be replaced.")
         return
-    yield from _dates(id, held.chain, now)
+    yield from _dates(id, held.chain, now, wanted)
     yield from _trust_dates(id, held.trust, now)
     yield from _lists(id, held.lists, now)
 
@@ -190,10 +209,22 @@ def _leaf(id: str, leaf: Facts, names: Sequence[str]) -> Iterator[Finding]:
                       f"`dcmgate cert request {id} --new`, have it signed, `dcmgate cert install {id}`.")
 
 
-def _dates(id: str, chain: Sequence[Facts], now: int) -> Iterator[Finding]:
+def window(life: int, renew_days: float) -> int:
+    """So long before its end a certificate is renewed: `renew_days`, or a third of its life; never more than half of it."""
+    return min(int(renew_days * DAY), life // 2) if renew_days > 0 else life // 3
+
+
+def first_said(facts: Facts, wanted: Wanted) -> int:
+    """So long before its end the expiry of a certificate is said for the first time."""
+    life = max(0, facts.not_after - facts.not_before)
+    return min(FULL, window(life, wanted.renew_days) // 2 if wanted.renewed else life // 3)
+
+
+def _dates(id: str, chain: Sequence[Facts], now: int, wanted: Wanted) -> Iterator[Finding]:
     if not chain:
         return
-    mend = f"`dcmgate cert request {id}`, have it signed, `dcmgate cert install {id}`."
+    mend = f"See why it is not renewed: `dcmgate cert show {id}`, `dcmgate cert enroll {id}`." if wanted.renewed else \
+        f"`dcmgate cert request {id}`, have it signed, `dcmgate cert install {id}`."
     late = max(chain, key=lambda facts: facts.not_before)
     if now < late.not_before:
         yield Finding(id, Check.NOT_YET_VALID, Severity.CRITICAL,
@@ -205,12 +236,14 @@ def _dates(id: str, chain: Sequence[Facts], now: int) -> Iterator[Finding]:
     if left <= 0:
         yield Finding(id, Check.EXPIRED, Severity.CRITICAL, f"{which} has expired, at {date(first.not_after)}", mend)
         return
-    reached = [(days, severity) for days, severity in EXPIRY if left <= days * DAY]
+    scale = first_said(first, wanted) / FULL
+    reached = [(days * DAY * scale, severity) for days, severity in EXPIRY if left <= days * DAY * scale]
     if reached:
-        days, severity = reached[-1]
-        yield Finding(id, Check.EXPIRES, severity, f"{which} expires within {days} days, at {date(first.not_after)}", mend)
-    if left <= DAY:
-        yield Finding(id, Check.LAST_DAY, Severity.CRITICAL, f"{which} expires within 1 day, at {date(first.not_after)}", mend)
+        span, severity = reached[-1]
+        yield Finding(id, Check.EXPIRES, severity, f"{which} expires within {_span(span)}, at {date(first.not_after)}", mend)
+    if left <= DAY * scale:
+        yield Finding(id, Check.LAST_DAY, Severity.CRITICAL, f"{which} expires within {_span(DAY * scale)}, at "
+                      f"{date(first.not_after)}", mend)
 
 
 def _which(chain: Sequence[Facts], facts: Facts) -> str:
@@ -246,6 +279,13 @@ def _lists(id: str, lists: Sequence[List], now: int) -> Iterator[Finding]:
         elif left <= (entry.next_update - entry.this_update) // 4:
             yield Finding(id, Check.CRL_EXPIRES, Severity.NOTICE, f"certificate {id}: the revocation list of {entry.issuer} "
                           f"runs out at {date(entry.next_update)}", mend)
+
+
+def _span(time: float) -> str:
+    """"30 days", "1 day", "16 hours", "20 minutes": rounded up, so that it is never said to be shorter."""
+    unit, name = (DAY, "day") if time >= DAY else (DAY / 24, "hour") if time >= DAY / 12 else (60.0 * SECOND, "minute")
+    count = max(1, math.ceil(time / unit - 1e-9))
+    return f"{count} {name}" + ("" if count == 1 else "s")
 
 
 def date(at: int) -> str:

@@ -48,7 +48,7 @@ class Box:
         self.raised += [(alarm.key, alarm.severity) for alarm in raised if alarm.key.startswith("certificate")]
 
     def leaf(self, end: timedelta) -> Pair:
-        return self.ca.leaf("box", dns=["box.example.org"], end=end)
+        return self.ca.leaf("box", dns=["box.example.org"], start=-365 * DAY, end=end)
 
     def install(self, pair: Pair) -> None:
         self.writer.install("box", pair.key_pem(), pair.chain_pem())

@@ -10,8 +10,8 @@ from appliance.model import Severity
 from appliance.policy.certificates import DAY, Check, Facts, Held, List, Wanted, covers, examine, typed
 
 NOW = 1_800_000_000_000_000_000
-GOOD = Facts("CN=box", "CN=ca", "1", "ab" * 32, NOW - DAY, NOW + 90 * DAY, ("dns:box.example.org", "ip:10.0.0.7"))
-CA = Facts("CN=ca", "CN=ca", "2", "cd" * 32, NOW - DAY, NOW + 900 * DAY, is_authority=True)
+GOOD = Facts("CN=box", "CN=ca", "1", "ab" * 32, NOW - 300 * DAY, NOW + 90 * DAY, ("dns:box.example.org", "ip:10.0.0.7"))
+CA = Facts("CN=ca", "CN=ca", "2", "cd" * 32, NOW - 300 * DAY, NOW + 900 * DAY, is_authority=True)
 LIST = List("CN=ca", NOW - DAY, NOW + 7 * DAY)
 HELD = Held("box", (GOOD,), (CA,), (LIST,))
 
@@ -38,6 +38,37 @@ def test_nothing_is_said_of_a_good_certificate() -> None:
 ])
 def test_an_expiry_is_said_at_30_14_7_and_1_days(left: int, expected: list[tuple[Check, Severity]]) -> None:
     assert checks(replace(HELD, chain=(replace(GOOD, not_after=NOW + left),))) == expected
+
+
+HOUR = DAY // 24
+
+
+@pytest.mark.parametrize(("life", "wanted", "said"), [
+    (30 * DAY, Wanted(), ["10 days", "5 days", "3 days", "8 hours"]),
+    (3 * DAY, Wanted(), ["1 day", "12 hours", "6 hours", "48 minutes"]),
+    (90 * DAY, Wanted(renewed=True), ["15 days", "7 days", "4 days", "12 hours"]),
+    (3 * DAY, Wanted(renewed=True), ["12 hours", "6 hours", "3 hours", "24 minutes"]),
+    (398 * DAY, Wanted(renewed=True), ["30 days", "14 days", "7 days", "1 day"]),
+    (398 * DAY, Wanted(renewed=True, renew_days=20), ["10 days", "5 days", "3 days", "8 hours"]),
+])
+def test_what_lives_shortly_is_said_later_and_what_is_renewed_when_that_is_late(life: int, wanted: Wanted, said: list[str]
+                                                                                ) -> None:
+    leaf = replace(GOOD, not_before=NOW, not_after=NOW + life)
+    held = replace(HELD, chain=(leaf,), lists=())
+    heard = []
+    for at in range(NOW, NOW + life, life // 5000):
+        for finding in examine(held, wanted, at, True):
+            text = finding.text.partition("expires within ")[2].partition(",")[0]
+            if text not in heard:
+                heard.append(text)
+    assert heard == said
+    assert examine(held, wanted, NOW, True) == [], "a new one is never an alarm"
+
+
+def test_a_key_that_others_can_read_is_said() -> None:
+    [finding] = examine(replace(HELD, open="/x/key.pem"), Wanted(), NOW, True)
+    assert (finding.check, finding.severity) == (Check.OPEN_KEY, Severity.CRITICAL)
+    assert "/x/key.pem" in finding.text
 
 
 def test_an_intermediate_that_expires_first_counts_and_is_named() -> None:
