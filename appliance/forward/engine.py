@@ -218,14 +218,6 @@ class Forwarder:
                 log.crash("fault of the program while watching")
             mailbox.wait(POLL_SECONDS)
 
-    def look(self) -> None:
-        """One round: new configuration, new events, fail-over, condition. LedgerError, ConfigError."""
-        self.moved = now = self._clock.boot_ns()
-        self._configure()
-        self._keep_manned()
-        assert self._watched is not None and self._routing is not None
-        head = self._watched.head()[0]
-        if head != self._head:
     def _refused(self, destination: Destination, check: str, text: str) -> None:
         """A handshake failed: counted beside those that failed at our own door."""
         knock = Knock("", refused(REFUSED_THERE, destination.id, check), f"{destination.address}:{destination.port}",
@@ -236,6 +228,14 @@ class Forwarder:
         except LedgerError as e:
             log.error("a failed handshake cannot be written down", destination=destination.id, error=e.message)
 
+    def look(self) -> None:
+        """One round: new configuration, new events, fail-over, condition. LedgerError, ConfigError."""
+        self.moved = now = self._clock.boot_ns()
+        self._configure()
+        self._keep_manned()
+        assert self._watched is not None and self._routing is not None
+        head = self._watched.head()[0]
+        if head != self._head:
             self._head = head
             self._routing.kick()
             for desk in self._desks():

@@ -300,11 +300,11 @@ class Keeper:
         yield from findings.silence_alarms(self.ledger.arrivals(), now, config.alarm, config)
         yield from self.confirmer.alarms()
         yield from (findings.stuck_alarm(id) for id in self.late())
+        yield from findings.legacy_alarms(config, self.ledger.knocks(1000, only=[LEGACY]), self._clock.wall_ns())
         yield from self._certificates.alarms(config)
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))
-        yield from findings.legacy_alarms(config, self.ledger.knocks(1000, only=[LEGACY]), self._clock.wall_ns())
         if not self._clock.trusted():
             yield findings.clock_alarm()
 

@@ -84,9 +84,9 @@ class Receiver:
         """Open intake and every port. ConfigError for a port that cannot be opened, SpoolError and LedgerError from intake."""
         raise_descriptor_limit()
         self._given = sockets.inherited()
+        self._announce(self._config)
         self._open_ports(self._config)
         if self._problems:
-        self._announce(self._config)
             (listener, address, port), why = next(iter(self._problems.items()))
             self._close_ports()
             raise ConfigError(f"cannot listen on {address}:{port}: {why}", key=f"listener.{listener}.ports",
@@ -231,6 +231,8 @@ class Receiver:
         kick.send(self._run_dir / kick.KEEPER)
 
     def _configure(self, config: Config) -> None:
+        if config.listeners != self._config.listeners:
+            self._announce(config)
         self._config = config
         if self._worker is not None:
             self._worker.configure(config)
@@ -241,11 +243,13 @@ class Receiver:
         self._open_ports(config)
         self._front.listen(self._bound.values())
         for problem in self.problems if self._problems != before else []:
-        if config.listeners != self._config.listeners:
-            self._announce(config)
             log.error(problem)
 
     # -- ports -------------------------------------------------------------------------------------------------------
+
+    def _announce(self, config: Config) -> None:
+        for listener in config.listeners:
+            tls.announce(listener)
 
     def _open_ports(self, config: Config) -> None:
         """Have exactly the ports of that configuration; those that are open already stay as they are."""
@@ -257,10 +261,6 @@ class Receiver:
             listener, address, port = key
             moved = gone.get((address, port))
             if moved is not None:        # the same port under another [[listener]]
-    def _announce(self, config: Config) -> None:
-        for listener in config.listeners:
-            tls.announce(listener)
-
                 bound[key] = Bound(listener, self._bound[moved].sock)
                 continue
             try:

@@ -163,16 +163,16 @@ class Worker:
         """See `association.Host`."""
         self.door.refused(arrival, error.check, error.text)
 
-    def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
-        """See `association.Host`."""
-        return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
-
-    def max_pdu(self, listener: str) -> int:
     def secured(self, arrival: Arrival, calling: str, version: str, suite: str) -> None:
         """See `association.Host`."""
         if any(entry.id == arrival.listener and entry.tls == LEGACY for entry in self._config.listeners):
             self.door.by_legacy(arrival, calling, version, suite)
 
+    def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
+        """See `association.Host`."""
+        return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
+
+    def max_pdu(self, listener: str) -> int:
         """See `association.Host`."""
         return next((entry.max_pdu for entry in self._config.listeners if entry.id == listener), 131072)
 
