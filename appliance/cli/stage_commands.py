@@ -28,6 +28,10 @@ STAGES = {
 }
 
 
+WATCHED = {"keeper", "forwarder", "receiver"}
+"""Stages whose own loop feeds the watchdog."""
+
+
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     for name, (text, stages) in STAGES.items():
         one = commands.add_parser(name, help=text, parents=[common])
@@ -39,7 +43,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.cli.services import Box
     from appliance.telemetry import log
-    from appliance.telemetry.notify import notify
+    from appliance.telemetry.notify import expect, notify, reloading
     log.set_up(arguments.log)
     sys.setswitchinterval(SWITCH_SECONDS)
     said = log.Log("main")
@@ -52,6 +56,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         signals.put(number)
 
     before = {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    expect(*(stage for stage in arguments.stages if stage in WATCHED))
     box = Box(site.config_path, arguments.stages)
     try:
         box.start()
@@ -59,7 +64,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         notify(READY=1, STATUS=f"generation {box.config.generation}")
         site.line({"ready": arguments.stage, "generation": box.config.generation})
         while (number := signals.get()) == signal.SIGHUP:
-            notify(RELOADING=1)
+            reloading()
             status = "reload failed"
             try:
                 box.reload()

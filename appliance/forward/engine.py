@@ -40,9 +40,13 @@ from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from appliance.spool.rows import Knock
 from appliance.telemetry.log import Log
+from appliance.telemetry.notify import alive
 
 POLL_SECONDS = 1.0
 """A kick that was lost costs this much."""
+
+LATE_SECONDS = 60.0
+"""A thread of ours that has something to do and stands still for so long keeps the watchdog from being fed."""
 
 RECOUNT_SECONDS = 60.0
 """How often each desk compares what it knows with the ledger's count."""
@@ -216,6 +220,8 @@ class Forwarder:
                 log.error("the ledger cannot be read", why=str(error))
             except Exception:  # noqa: BLE001  top of a stage's thread: what the lanes do goes on
                 log.crash("fault of the program while watching")
+            if not self.late(LATE_SECONDS, lanes=False):
+                alive("forwarder")
             mailbox.wait(POLL_SECONDS)
 
     def _refused(self, destination: Destination, check: str, text: str) -> None:
@@ -276,12 +282,16 @@ class Forwarder:
         """How each destination fares now."""
         return [desk.condition() for desk in self._desks()]
 
-    def late(self, seconds: float) -> list[str]:
-        """Threads that have something to do and have not moved for so long: for the watchdog's ping."""
+    def late(self, seconds: float, *, lanes: bool = True) -> list[str]:
+        """Threads that have something to do and have not moved for so long: for the watchdog's ping.
+
+        Without `lanes` there: one moves when an object is through, and a large one on a slow line may take a day; that
+        its transport makes progress is bounded by `progress_seconds`.
+        """
         before = self._clock.boot_ns() - int(seconds * SECOND)
         with self._lock:
-            lanes = [lane for place in self._places.values() for lane in place.lanes]
-        names = [lane.name for lane in lanes if lane.busy and lane.moved < before]
+            looked_at = [lane for place in self._places.values() for lane in place.lanes] if lanes else []
+        names = [lane.name for lane in looked_at if lane.busy and lane.moved < before]
         names += ["forward"] if self.moved < before else []
         return names + (["route"] if self._routing is not None and self._routing.moved < before else [])
 

@@ -42,7 +42,7 @@ from appliance.spool.ledger import Ledger
 from appliance.spool.space import held, measure
 from appliance.telemetry.alarms import Notifier
 from appliance.telemetry.log import Log
-from appliance.telemetry.notify import notify
+from appliance.telemetry.notify import alive
 
 ROUND_SECONDS = 10.0
 LEAST_SECONDS = 1.0
@@ -166,7 +166,7 @@ class Keeper:
                 self.round()
             except Exception:  # noqa: BLE001  top of the keeper's thread: an unforeseen fault must not end retention and alarms
                 _log.crash("a round failed")
-            notify(WATCHDOG=1)
+            alive("keeper")
             if self._clock.wait(self._stop, LEAST_SECONDS):
                 return
             if mailbox.wait(ROUND_SECONDS - LEAST_SECONDS):

@@ -31,6 +31,7 @@ from appliance.receive.process import Setup
 from appliance.receive.worker import Worker
 from appliance.spool.layout import Spool
 from appliance.telemetry.log import Log
+from appliance.telemetry.notify import alive
 
 ConfigSource = Callable[[], Config]
 """Gives the configuration in force; cheap where it has not changed. `generation` grows with every change."""
@@ -109,14 +110,14 @@ class Receiver:
     def _start_workers(self) -> None:
         if self._processes == 1:
             worker = Worker(self._spool, self._clock, self._run_dir, self.limits, self._config, on_ended=self._ended,
-                            on_tick=self._ticked.set)
+                            on_tick=self._beat)
             worker.start()
             self._worker, self._guard = worker, worker.guard
             return
         setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config)
         crew = Crew(self._processes, setup, self.limits, self._front, self._ended)
         crew.start()
-        self._crew, self._guard = crew, Guard(self.limits, self._ticked.set)
+        self._crew, self._guard = crew, Guard(self.limits, self._beat)
         self._guard.start()
 
     def stop(self, drain: float = 5.0) -> bool:
@@ -201,12 +202,18 @@ class Receiver:
             except Exception:  # noqa: BLE001 top of the receiver's thread: the last configuration stays in force until the next
                 log.crash("a look at configuration and workers failed")
 
+    def _beat(self) -> None:
+        """The guard's tick. The accepting thread hears of it whatever this thread or the disk are at."""
+        self._front.call(self._hear)
+        self._ticked.set()
+
     def _hear(self) -> None:
-        """Called by the front: its loop goes round."""
+        """Called by the front: its loop goes round. It feeds the watchdog, and nothing else does."""
         self._heard = now_ns()
+        if self.progress():
+            alive("receiver")
 
     def _tick(self) -> None:
-        self._front.call(self._hear)
         self._tell()
         try:
             config = self._source()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 
 
 def notify(**fields: str | int) -> bool:
@@ -25,6 +27,34 @@ def notify(**fields: str | int) -> bool:
     except OSError:
         return False
     return True
+
+
+_stages: set[str] = set()
+_alive: set[str] = set()
+_lock = threading.Lock()
+
+
+def expect(*stages: str) -> None:
+    """These stages run in this process: it is alive only as long as all of them are."""
+    with _lock:
+        _stages.clear()
+        _stages.update(stages)
+        _alive.clear()
+
+
+def alive(stage: str) -> None:
+    """This stage's loop has gone round, and whoever works for it has moved. The last of all to say so sends the ping."""
+    with _lock:
+        _alive.add(stage)
+        if not _alive >= _stages:
+            return
+        _alive.clear()
+    notify(WATCHDOG=1, X_DCMGATE_STAGE=stage)      # X_: for whoever reads along, the manager ignores it
+
+
+def reloading() -> None:
+    """What is in force is looked at anew; READY follows. With the time, as `Type=notify-reload` wants it."""
+    notify(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
 
 
 def watchdog_seconds() -> float | None:

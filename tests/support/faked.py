@@ -59,7 +59,7 @@ class FakedGateway(Gateway):
             end = time.monotonic() + (seconds if wanted else 0)
             while True:
                 try:
-                    rounds += self._notified.recv(4096) == b"WATCHDOG=1"
+                    rounds += self._notified.recv(4096) == b"WATCHDOG=1\nX_DCMGATE_STAGE=keeper"
                 except BlockingIOError:
                     if rounds >= wanted:
                         break

@@ -69,7 +69,7 @@ def test_a_mount_that_hangs_is_an_alarm_and_not_the_end_of_the_process(kept: Kep
     monkeypatch.setattr(keepers, "LEAST_SECONDS", 0.01)
     monkeypatch.setattr(keepers, "ROUND_SECONDS", 0.02)
     pings: list[Any] = []
-    monkeypatch.setattr(keepers, "notify", lambda **fields: pings.append(fields))
+    monkeypatch.setattr(keepers, "alive", pings.append)
     bench = Bench(kept.spool.path, kept.clock)
     bench.send(bench.take("", "", "nas"), "nas")
     kept.clock.advance(10)
