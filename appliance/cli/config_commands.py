@@ -22,6 +22,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     two.set_defaults(run=show)
     three = verbs.add_parser("example", help="a whole file with a sentence for each setting", parents=[common])
     three.set_defaults(run=example)
+    five = verbs.add_parser("ports", help="the ports for scanners, as the system image wants them", parents=[common])
+    kind = five.add_mutually_exclusive_group()
+    kind.add_argument("--sockets", dest="form", action="store_const", const="sockets",
+                      help="a drop-in of dcmgate-receiver.socket")
+    kind.add_argument("--firewall", dest="form", action="store_const", const="firewall", help="commands for nft -f")
+    five.set_defaults(run=ports, form="")
     four = commands.add_parser("reload", help="put the configuration file in force", parents=[common])
     four.set_defaults(run=reload)
 
@@ -54,6 +60,26 @@ def show(site: Site, arguments: argparse.Namespace) -> int:
         config = site.opened().config
     site.emit(asdict(config))
     site.say((f"# {site.config_path}" if arguments.file else f"# generation {config.generation}") + "\n" + load.render(config))
+    return exits.OK
+
+
+def ports(site: Site, arguments: argparse.Namespace) -> int:
+    """Of the configuration in force; of the file while there is no spool yet."""
+    from appliance.config import load
+    from appliance.config.system import firewall, scanner_ports, sockets
+    from appliance.errors import SpoolRefused
+    from appliance.manage.generations import tag_problem
+    try:
+        config = site.opened().config
+    except SpoolRefused:
+        config = load.load(site.config_path, tag_problem=tag_problem)
+    found = scanner_ports(config)
+    site.emit([{"address": address, "port": port} for address, port in found])
+    if arguments.form:
+        site.out.write(sockets(config) if arguments.form == "sockets" else firewall(config))
+    else:
+        for address, port in found:
+            site.say(f"{address}:{port}")
     return exits.OK
 
 
