@@ -53,6 +53,8 @@ def _what_there_is(site: Site, id: str) -> tuple[Config, list[Any], bool]:
     from appliance.manage.generations import parse
     try:
         opened = site.opened()
+        if opened.stale:
+            site.note("dcmgate: the file has changed: `dcmgate reload` puts it in force, until then this is about what is")
         return opened.config, opened.ledger.load(id, 0, WAITING), opened.keeper_answers()
     except (SpoolError, LedgerError) as e:
         place = locate(site.config_path)

@@ -170,7 +170,7 @@ class Proxy:
         if status < 300:
             return
         said = f"the proxy {self.place} answered {status}" + (f" ({reason})" if reason else "")
-        if status == 407:
+        if status == 407 or (status == 401 and named):       # tinyproxy says 401 to a wrong password
             schemes = {found.lower() for found in _SCHEME.findall(head)}
             if schemes and b"basic" not in schemes:
                 wanted = b", ".join(sorted(schemes)).decode("ascii")

@@ -15,8 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.config.settings import LEGACY
 from appliance.net.certstore import Material
 from appliance.net.secure import Secure, chain_of
+from appliance.net.tls import PROFILES
 from appliance.net.tlserrors import OURS, TlsError, clock_says
 from appliance.policy.certificates import Facts, covers, date, typed
 from appliance.probe.report import Broken
@@ -37,7 +39,7 @@ def look(sock: socket.socket, host: str, ours: Material | None, deadline: float)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
-    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.minimum_version = PROFILES[LEGACY].lowest      # as old as it may be: this is only to be able to say so
     if ours is not None and ours.chain is not None and ours.key is not None:
         with suppress(OSError, ValueError):
             context.load_cert_chain(ours.chain, ours.key, password="")

@@ -23,7 +23,7 @@ from appliance.net.proxy import Proxy, ProxyError
 from appliance.net.secure import Secure
 from appliance.net.sockets import Address, Stream
 from appliance.net.tls import Client
-from appliance.net.tlserrors import TlsError
+from appliance.net.tlserrors import OURS, TlsError
 from appliance.policy import Failure, FailureKind
 from appliance.policy.certificates import Facts
 from appliance.probe import clock, line, secure, service, storage
@@ -50,11 +50,11 @@ _PROXY_MENDS = {
 
 
 def walk(target: Target, state: str | Path, *, deep: bool = True, pairs: Sequence[storage.Pair] = (),
-         clocks: Sequence[clock.Server] = (), hop_seconds: float = HOP_SECONDS) -> Report:
+         clocks: Sequence[clock.Server] = (), hop_seconds: float | None = None) -> Report:
     """Walk to `target`. `state` is the folder that certificate store and proxies' passwords are in; `pairs` what waits for
     it: (SOP class, transfer syntax); `clocks`: servers that tell the time. Never raises for what is found."""
     with ExitStack() as stack:
-        return _Walk(target, state, deep, pairs, clocks, hop_seconds, stack).report()
+        return _Walk(target, state, deep, pairs, clocks, hop_seconds or HOP_SECONDS, stack).report()
 
 
 class _Walk:
@@ -294,6 +294,9 @@ class _Walk:
                 facts["chain"] = secure.as_json(self._chain)
                 if error.check == "protocol_version":
                     error = TlsError(error.check, f"{error.text}: it speaks {seen.protocol}", error.certificate)
+            elif error.check == "no_shared_suite" and self._target.entry is not None and not self._target.entry.certificate:
+                # It does not want us by any suite: then it is what TLS 1.2 says where a certificate of ours is missing.
+                error = TlsError("missing", "it asks for a certificate of ours, and we show none", OURS)
             elif error.check in ("not_tls", "closed", "broken") and not error.certificate:
                 plain = self._plain_where_tls(deadline)
                 if plain is not None:
