@@ -427,7 +427,9 @@ class Association:
     def _give_up(self, reason: str) -> None:
         task, self._task = self._task, None
         if task is not None:
+            phase, self.phase = self.phase, WRITE       # what is still being written is waited for
             task.abandon(reason)
+            self.phase = phase
 
     def _end(self, why: str) -> None:
         self.phase = CLOSING

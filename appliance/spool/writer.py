@@ -1,9 +1,10 @@
 """One instance on its way into its slot (design, "Accepting one instance").
 
 The data set is collected behind the space for its head. What fits in the buffer
-is digested and written in one call with its head; more than that goes out a
-buffer at a time, and the head last. Then the file is cut to length and synced,
-once. Nothing here makes a file or touches a folder.
+is digested and written in one call with its head. More than that goes out a
+buffer at a time, by a second thread (`behind`) while the next one is filled
+and digested, and the head last. Then the file is cut to length and synced, once.
+Nothing here makes a file or touches a folder.
 
 On failure: SpoolFull for ENOSPC and EDQUOT (the slot is cut to nothing and
 void), SpoolFault for everything else: then the whole spool is out of intake
@@ -16,7 +17,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from blake3 import blake3
@@ -25,6 +28,7 @@ from appliance.clock import Clock
 from appliance.dicom.part10 import HEAD, build_head
 from appliance.errors import HeadError, SpoolError, SpoolFault
 from appliance.model import Custody, Source, number_text
+from appliance.spool import behind
 from appliance.spool.buffers import CAPACITY, PAGE, Buffer
 from appliance.spool.layout import spool_error
 from appliance.spool.slots import Slot
@@ -65,8 +69,8 @@ class Host(Protocol):
 class SlotWriter:
     """Takes one data set. Use `room` and `advance` (or `write`), then exactly one of `finish` and `abandon`."""
 
-    __slots__ = ("_buffer", "_digest", "_digested", "_error", "_fill", "_host", "_open", "_slot", "_written", "length",
-                 "number")
+    __slots__ = ("_behind", "_buffer", "_digest", "_digested", "_error", "_fill", "_host", "_open", "_slot", "_written",
+                 "length", "number")
 
     def __init__(self, host: Host, slot: Slot, buffer: Buffer) -> None:
         self.number = slot.number
@@ -74,6 +78,7 @@ class SlotWriter:
         self._host = host
         self._slot = slot
         self._buffer = buffer
+        self._behind: behind.Behind | None = None
         self._fill = 0
         self._written = 0
         self._digest = blake3()
@@ -126,6 +131,7 @@ class SlotWriter:
         self._buffer.whole[:HEAD] = head
         host.syncing(self._slot, now)
         try:
+            self._wait()
             self._write_rest()
             os.fdatasync(self._slot.fd)
         except OSError as e:
@@ -143,8 +149,14 @@ class SlotWriter:
         if not self._open:
             return
         slot = self._slot
+        try:
+            self._wait()
+        except OSError as e:
+            self._failed(spool_error(e, f"object {number_text(self.number)}"))
+            return
         if not slot.touched:
             self._open = False
+            self._alone()
             self._host.done(slot, self._buffer)
             return
         self._void(reason)
@@ -183,18 +195,37 @@ class SlotWriter:
             os.ftruncate(self._slot.fd, HEAD + self.length)
 
     def _spill(self) -> None:
-        """Write a full buffer of data set; the head's place stays blank until the end."""
+        """Have a full buffer of data set written, and go on in another one; the head's place stays blank until the end."""
         self._check()
         self._digest_on()
         try:
             self._host.reserve(self._slot, CAPACITY)
-            self._put(self._buffer.data, HEAD + self._written)
+            self._hand_over(partial(self._put, self._buffer.data, HEAD + self._written))
         except OSError as e:
             raise self._failed(spool_error(e, f"object {number_text(self.number)}")) from e
         except SpoolError as e:
             raise self._failed(e) from None
         self._written += CAPACITY
         self._fill = self._digested = 0
+
+    def _hand_over(self, work: Callable[[], None]) -> None:
+        """To the thread behind us, where there is one."""
+        self._behind = self._behind or behind.take()
+        if self._behind is None:
+            work()
+        else:
+            self._buffer = self._behind.begin(self._buffer, work)
+
+    def _wait(self) -> None:
+        """For what is written behind us, if anything is. Raises what became of it."""
+        if self._behind is not None:
+            self._behind.wait()
+
+    def _alone(self) -> None:
+        """Nothing is under way any more: give the thread back."""
+        second, self._behind = self._behind, None
+        if second is not None:
+            behind.give(second)
 
     def _put(self, view: memoryview, offset: int) -> None:
         """Write all of it. A short write goes on where it stopped, which is no repetition; its error shows on the next call."""
@@ -230,7 +261,12 @@ class SlotWriter:
         return True
 
     def _failed(self, error: SpoolError) -> SpoolError:
-        """Give the slot up after an error; returns the error to raise."""
+        """Give the slot up after an error; returns the error to raise. What is still being written may fail worse."""
+        try:
+            self._wait()
+        except OSError as e:
+            also = spool_error(e, f"object {number_text(self.number)}")
+            error = also if isinstance(also, SpoolFault) else error
         self._error = error
         if isinstance(error, SpoolFault):
             self._host.fault(error)
@@ -254,6 +290,7 @@ class SlotWriter:
     def _close(self, void: str = "") -> None:
         """Give buffer and descriptor back. A close that fails after the sync takes nothing back that the sync promised."""
         self._open = False
+        self._alone()
         with suppress(OSError):
             os.close(self._slot.fd)
         self._slot.fd = -1

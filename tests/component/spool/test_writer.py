@@ -18,6 +18,7 @@ from appliance.spool.buffers import CAPACITY, Buffer, BufferPool
 from appliance.spool.slots import Slot
 from appliance.spool.writer import DIRECT_FROM, SlotWriter
 from tests.support.disk import FaultyOs
+from tests.support.waiting import wait_until
 
 SOURCE = Source(listener="main", calling="CT1", called="GATE", raw_calling=b"CT1".ljust(16), raw_called=b"GATE".ljust(16),
                 address="127.0.0.1", port=104)
@@ -151,7 +152,7 @@ def test_the_head_of_a_large_object_is_written_last(yard: Yard, tmp_path: Path, 
     disk.stand_in("pwrite", pwrite)
     slot = yard.writer(tmp_path / "slot")
     slot.write(bytes(2 * CAPACITY + 5))
-    assert offsets == [HEAD, HEAD + CAPACITY]
+    wait_until(lambda: offsets == [HEAD, HEAD + CAPACITY], 10, "two buffers are written")
     assert not any((tmp_path / "slot").read_bytes()[:HEAD])
     finish(slot)
     assert offsets == [HEAD, HEAD + CAPACITY, HEAD + 2 * CAPACITY, 0]
