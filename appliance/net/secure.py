@@ -226,11 +226,6 @@ class Secure:
             self._flush()
         return total, False
 
-    @property
-    def undecrypted(self) -> int:
-        """Bytes that were taken from the socket and not decrypted yet."""
-        return self._in.pending
-
     def is_quiet(self) -> bool:
         """Whether nothing waits to be read: no bytes, no end. Tickets and the like are no event of the peer's application."""
         while not self._ahead:
