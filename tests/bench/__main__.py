@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.bench import contestants, report, rounds, secure
+from tests.bench import contestants, ground, report, rounds, secure
 from tests.bench.contestants import Contestant, Make
 from tests.bench.rounds import Load, Refused, Result, say
 from tests.bench.sending import NotSent, Sent, send
@@ -45,20 +45,28 @@ class Bench:
     def wanted(self, case: str) -> bool:
         return not self.only or any(word in case for word in self.only)
 
+    @property
+    def aside(self) -> Path:
+        """Where what is done with waits for the end of the run (`ground`)."""
+        return self.folder / "aside"
+
     @contextmanager
     def taking_part(self, case: str, makers: dict[str, Make]) -> Iterator[dict[str, Contestant]]:
         """All contestants of a case, running; one that cannot start is left out, ours excepted."""
+        whole = self.folder / case
+        whole.mkdir(parents=True)
+        ground.spread(whole)
         with ExitStack() as stack:
             found = {}
             for name, make in makers.items():
-                place = self.folder / case / name.replace(" ", "_")
-                place.mkdir(parents=True)
+                place = whole / name.replace(" ", "_")
+                place.mkdir()
                 try:
                     found[name] = stack.enter_context(make(place))
                 except peers.NoPeer as error:
                     say(f"  {name} does not take part: {error}")
             yield found
-        shutil.rmtree(self.folder / case, ignore_errors=True)
+        ground.put_tree_aside(whole, self.aside)
 
     def report(self, case: str, title: str, load: Load, results: Sequence[Result], *, router: bool = False) -> None:
         self.cases[case] = results
@@ -104,7 +112,7 @@ class Bench:
         """Scanner → router → storescp."""
         case = f"route_{load.name}"
         makers: dict[str, Make] = {**contestants.ROUTERS}
-        makers["dcmgate"] = partial(contestants.our_router, associations=min(4, load.k))
+        makers["dcmgate"] = partial(contestants.our_router, associations=load.k if load.k > 2 else 0)
         with self.taking_part(case, makers) as running:
             results = rounds.compare(list(running), list(running.values()), load, self.count, self.device)
             rounds.check_flushes(results, load)
@@ -150,7 +158,7 @@ class Bench:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
                               env=peers.environment(as_shipped=True), check=False)
         seconds = time.monotonic() - start
-        shutil.rmtree(place)
+        ground.put_tree_aside(place, self.aside)
         if done.returncode:
             raise NotSent(f"storescu: {done.stderr[-300:]}")
         return Sent(began, seconds, len(files), sum(i.length for i in instances), (seconds / len(files),))
@@ -207,6 +215,7 @@ def main() -> int:
         say(f"bench: no disk can be told under {base}; BENCH_DIR names a folder on a real one")
         return 1
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=base))
+    ground.spread(folder)
     bench = Bench(folder, device, given.rounds or (2 if given.quick else 5), given.only)
     where = report.machine(base, device)
     heading = "\n".join(["## Bench", "", *(f"- {name.replace('_', ' ')}: {value}" for name, value in where.items()), "",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from tests.bench import ground
 from tests.support import peers
 from tests.support.gateway import ROOT, Gateway, to_folder, to_peer
 from tests.support.objects import Key, part10
@@ -49,15 +50,22 @@ class Contestant:
 
 Make = Callable[[Path], AbstractContextManager[Contestant]]
 
-def _files(folder: Path, pattern: str = "*") -> list[Key]:
+def files(folder: Path, pattern: str = "*") -> list[Key]:
     found = (part10(path) for path in folder.rglob(pattern) if path.is_file() and path.suffix not in (".log", ".cfg"))
     return [entry.key for entry in found if entry is not None]
 
 
-def _of_destination(destination: Destination, **settings: object) -> Contestant:
+def of_destination(destination: Destination, **settings: object) -> Contestant:
     assert destination.process is not None
-    return Contestant(destination.kind, destination.port, destination.process, destination.arrived, destination.clear,
-                      **settings)  # type: ignore[arg-type]
+    return Contestant(destination.kind, destination.port, destination.process, destination.arrived,
+                      lambda: clear(destination.folder), **settings)  # type: ignore[arg-type]
+
+
+def clear(folder: Path, pattern: str = "*") -> None:
+    """What a round has left there is put aside (`ground`); logs and settings stay."""
+    kept = (".log", ".cfg")
+    ground.put_aside([path for path in folder.rglob(pattern) if path.is_file() and path.suffix not in kept],
+                     folder.with_name(f"{folder.name}.aside"))
 
 
 # --- receivers --------------------------------------------------------------------------------------------------------
@@ -69,7 +77,7 @@ def ours(folder: Path) -> Iterator[Contestant]:
     with Gateway(folder, [to_folder(folder / "archive")], receivers=0) as gateway:
         gateway.start("receiver")
         yield Contestant("dcmgate", gateway.port, gateway.processes["receiver"],
-                         lambda: _files(gateway.spool / "objects", "*.dcm"), lambda: None, syncs="each image")
+                         lambda: files(gateway.spool / "objects", "*.dcm"), lambda: None, syncs="each image")
 
 
 @contextmanager
@@ -77,14 +85,14 @@ def storescp(folder: Path, *, as_shipped: bool = False, pdu: int = 0) -> Iterato
     """A process for each association; the data set goes to a file as it is read; never synced. PDUs of 16 KiB unless `pdu`
     says otherwise."""
     with peers.storescp(folder, as_shipped=as_shipped, profile=False, options=["-pdu", str(pdu)] if pdu else []) as destination:
-        yield _of_destination(destination)
+        yield of_destination(destination)
 
 
 @contextmanager
 def dcmrecv(folder: Path) -> Iterator[Contestant]:
     """One association at a time."""
     with peers.dcmrecv(folder) as destination:
-        yield _of_destination(destination, late=True)
+        yield of_destination(destination, late=True)
 
 
 @contextmanager
@@ -97,11 +105,11 @@ def _orthanc(destination: Destination, *, share: float) -> Contestant:
     assert destination.process is not None
     rest = Orthanc(destination.http)
 
-    def clear() -> None:
+    def forget() -> None:
         for patient in rest.json("/patients"):
             rest.call(f"/patients/{patient}", method="DELETE")
 
-    return Contestant("orthanc", destination.port, destination.process, rest.arrived, clear, share=share, syncs="file data")
+    return Contestant("orthanc", destination.port, destination.process, rest.arrived, forget, share=share, syncs="file data")
 
 
 @contextmanager
@@ -116,13 +124,7 @@ def _python(module: str, *arguments: object, port: int, folder: Path) -> Iterato
 def pynetdicom(folder: Path) -> Iterator[Contestant]:
     port = free_port()
     with _python("tests.bench.plain", "receive", port, folder, port=port, folder=folder) as process:
-        yield Contestant("pynetdicom", port, process, lambda: _files(folder), lambda: _clear(folder), share=0.2)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix not in (".log", ".cfg"):
-            path.unlink()
+        yield Contestant("pynetdicom", port, process, lambda: files(folder), lambda: clear(folder), share=0.2)
 
 
 @contextmanager
@@ -149,14 +151,13 @@ def limit(folder: Path, processes: int, direct: bool) -> Iterator[Contestant]:
     def keys() -> list[Key]:
         return [("", "", blake3(path.read_bytes()).hexdigest()) for path in folder.rglob("*.raw") if path.stat().st_size]
 
-    def clear() -> None:
-        for path in folder.rglob("*.raw"):
-            if path.stat().st_size:
-                path.unlink()
+    def forget() -> None:
+        written = (path for path in folder.rglob("*.raw") if path.stat().st_size)
+        ground.put_aside(list(written), folder.with_name(f"{folder.name}.aside"))
 
     try:
         ready(1)
-        yield Contestant(f"limit ({mode}, {processes} process{'es' if processes > 1 else ''})", port, process, keys, clear,
+        yield Contestant(f"limit ({mode}, {processes} process{'es' if processes > 1 else ''})", port, process, keys, forget,
                          ready, bare=True, syncs="each image")
     finally:
         peers.end(process)
@@ -176,15 +177,15 @@ LIMITS = [(1, True), (1, False), (4, True), (4, False)]
 
 @contextmanager
 def our_router(folder: Path, *, as_shipped: bool = False, others: Sequence[dict[str, object]] = (),
-               associations: int = 1) -> Iterator[Contestant]:
-    """`dcmgate run`, everything in one process, to one storescp (and `others`)."""
+               associations: int = 0) -> Iterator[Contestant]:
+    """`dcmgate run`, everything in one process, to one storescp (and `others`), over so many associations (0: as shipped)."""
     with ExitStack() as stack:
         sink = stack.enter_context(_sink(folder, as_shipped))
-        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, associations=associations), *others],
-                                              receivers=0))
+        wanted = {"associations": associations} if associations else {}
+        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **wanted), *others], receivers=0))
         gateway.start("run")
-        yield Contestant("dcmgate", gateway.port, gateway.processes["run"], sink.arrived, sink.clear, sink=sink,
-                         syncs="each image")
+        yield Contestant("dcmgate", gateway.port, gateway.processes["run"], sink.arrived, lambda: clear(sink.folder),
+                         sink=sink, syncs="each image")
 
 
 @contextmanager
@@ -197,11 +198,11 @@ def orthanc_router(folder: Path, *, as_shipped: bool = False) -> Iterator[Contes
         router = _orthanc(destination, share=0.35)
         forget = router.clear
 
-        def clear() -> None:
+        def both() -> None:
             forget()
-            sink.clear()
+            clear(sink.folder)
 
-        router.sink, router.keys, router.clear = sink, sink.arrived, clear
+        router.sink, router.keys, router.clear = sink, sink.arrived, both
         yield router
 
 
@@ -212,7 +213,8 @@ def plain_router(folder: Path, *, as_shipped: bool = False) -> Iterator[Contesta
         sink = stack.enter_context(_sink(folder, as_shipped))
         process = stack.enter_context(_python("tests.bench.plain", "route", port, sink.port, port=port,
                                               folder=folder / "plain"))
-        yield Contestant("pynetdicom", port, process, sink.arrived, sink.clear, share=0.15 if as_shipped else 0.3, sink=sink)
+        yield Contestant("pynetdicom", port, process, sink.arrived, lambda: clear(sink.folder),
+                         share=0.15 if as_shipped else 0.3, sink=sink)
 
 
 @contextmanager

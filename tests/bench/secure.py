@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 import time
@@ -15,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import report, rounds
-from tests.bench.contestants import Contestant, Make, _files, _of_destination
+from tests.bench import ground, report, rounds
+from tests.bench.contestants import Contestant, Make, clear, files, of_destination
 from tests.bench.rounds import Load
 from tests.bench.sending import NotSent, Sent
 from tests.support import peers, pki
 from tests.support.gateway import Gateway, to_folder, to_peer
 from tests.support.objects import Instance
-from tests.support.waiting import free_port
+from tests.support.waiting import free_port, wait_listening
 
 if TYPE_CHECKING:
     from tests.bench.__main__ import Bench
@@ -81,9 +80,10 @@ def _ratio(bench: Bench, case: str, title: str, makers: dict[str, Make], secure:
                     played = rounds.play(contestant, LOAD, number, bench.device, sender=partial(_storescu, bench, secure))
                     if number >= 0:
                         result.rounds.append(played)
-    ratio = report.paired([r.images_per_second for r in results[0].rounds], [r.images_per_second for r in results[1].rounds])
-    if ratio is not None:
-        bench.ratios[case] = ratio
+    for name, figure in ((case, "images_per_second"), (case.replace("_vs_", "_cpu_vs_"), "cpu_seconds_per_gigabyte")):
+        ratio = report.paired(*([getattr(r, figure) for r in result.rounds] for result in results))
+        if ratio is not None:
+            bench.ratios[name] = ratio
     bench.cases[case] = results
     bench.tables.append(report.table(title, LOAD, results, router=router))
     print(bench.tables[-1], flush=True)
@@ -91,18 +91,18 @@ def _ratio(bench: Bench, case: str, title: str, makers: dict[str, Make], secure:
 
 def _storescu(bench: Bench, certificates: Certificates, contestant: Contestant, instances: Sequence[Instance]) -> Sent:
     place = Path(tempfile.mkdtemp(dir=bench.folder))
-    files = peers.files_of(instances, place)
+    sent = peers.files_of(instances, place)
     profile = peers.requestor_profile(place / "storescu.cfg", [(instances[0].sop_class, instances[0].syntax)])
     command = [peers.program("storescu"), *certificates.options, "-xf", str(profile), "Default", "127.0.0.1",
-               str(contestant.port), *(str(file.path) for file in files)]
+               str(contestant.port), *(str(file.path) for file in sent)]
     began, start = time.time(), time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
                           env=peers.environment(), check=False)
     seconds = time.monotonic() - start
-    shutil.rmtree(place)
+    ground.put_tree_aside(place, bench.aside)
     if done.returncode:
         raise NotSent(f"storescu: {done.stderr[-300:]}")
-    return Sent(began, seconds, len(files), sum(i.length for i in instances), (seconds / len(files),))
+    return Sent(began, seconds, len(sent), sum(i.length for i in instances), (seconds / len(sent),))
 
 
 @contextmanager
@@ -112,37 +112,34 @@ def _ours(folder: Path, certificates: Certificates) -> Iterator[Contestant]:
                  extra=[("[certificate]", {"id": "box"})]) as gateway:
         gateway.start("receiver")
         yield Contestant("dcmgate", gateway.port, gateway.processes["receiver"],
-                         lambda: _files(gateway.spool / "objects", "*.dcm"), lambda: None, syncs="each image")
+                         lambda: files(gateway.spool / "objects", "*.dcm"), lambda: None, syncs="each image")
 
 
 @contextmanager
 def _storescp(folder: Path, certificates: Certificates) -> Iterator[Contestant]:
     with peers.storescp(folder, profile=False, options=certificates.options) as destination:
-        yield _of_destination(destination)
+        yield of_destination(destination)
 
 
 @contextmanager
 def _router(folder: Path, certificates: Certificates, way: str) -> Iterator[Contestant]:
-    """`dcmgate run` to one storescp: plain, over TLS, or plain to a stunnel that speaks TLS to it."""
+    """`dcmgate run` to one storescp: plain, over TLS, or plain into a `[[tunnel]]` of its own, Debian's stunnel, that leads
+    there over TLS. Processor time and memory are those of stunnel too."""
     certificates.place(folder / "gateway")
+    extra: list[tuple[str, dict[str, object]]] = [("[certificate]", {"id": "box"})]
+    settings: dict[str, object] = {}
     with ExitStack() as stack:
         sink = stack.enter_context(peers.storescp(folder / "sink", profile=False,
                                                   options=[] if way == "plain" else certificates.options))
-        settings: dict[str, object] = {"tls": "bcp195", "certificate": "box"} if way == "tls" else {}
+        if way == "tls":
+            settings = {"tls": "bcp195", "certificate": "box"}
+        elif way == "tunnel":
+            peers.program("stunnel")
+            settings = {"port": free_port()}
+            extra.append(("[tunnel]", {"id": "pacs", "listen": f"127.0.0.1:{settings['port']}",
+                                       "connect": f"127.0.0.1:{sink.port}", "certificate": "box"}))
+        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **settings)], receivers=0, extra=extra))
+        process = gateway.start("run").processes["run"]
         if way == "tunnel":
-            settings["port"] = stack.enter_context(_stunnel(folder, certificates, sink.port))
-        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **settings)], receivers=0,
-                                              extra=[("[certificate]", {"id": "box"})]))
-        gateway.start("run")
-        yield Contestant(way, gateway.port, gateway.processes["run"], sink.arrived, sink.clear, sink=sink, syncs="each image")
-
-
-@contextmanager
-def _stunnel(folder: Path, certificates: Certificates, port: int) -> Iterator[int]:
-    listen = free_port()
-    (folder / "stunnel.conf").write_text(
-        f"foreground = yes\npid =\n[pacs]\nclient = yes\naccept = 127.0.0.1:{listen}\nconnect = 127.0.0.1:{port}\n"
-        f"cert = {certificates.chain}\nkey = {certificates.key}\nCAfile = {certificates.trust}\nverifyChain = yes\n"
-        "socket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n")
-    with peers.running([peers.program("stunnel"), folder / "stunnel.conf"], [listen], log=folder / "stunnel.log"):
-        yield listen
+            wait_listening([int(str(settings["port"]))], 30, lambda: process.poll() is None)
+        yield Contestant(way, gateway.port, process, sink.arrived, lambda: clear(sink.folder), sink=sink, syncs="each image")
