@@ -194,7 +194,7 @@ class SimFinder:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def images(self, archive: Archive, searches: Sequence[Search]) -> list[frozenset[str] | str]:
+    def images(self, archive: Archive, searches: Sequence[Search], *_: object) -> list[frozenset[str] | str]:
         site = self._world.site(archive.address)
         self._world.effect(f"query {site.name}")
         if site.mood in ("refused", "silent", "busy", "stranger", "tls", "no name"):
@@ -214,6 +214,25 @@ class SimFinder:
 
     def close(self) -> None:
         """There is no child."""
+
+
+class SimWay:
+    """The connection that the gateway makes for that child: it is there at once, and `SimFinder` says what comes of it."""
+
+    descriptor = -1
+    error: OSError | None = None
+
+    def __init__(self, destination: object, state: object) -> None:
+        """Takes what the real one does."""
+
+    def line(self) -> SimWay:
+        return self
+
+    def handed_over(self) -> None:
+        """There is nothing to let go of."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class SimChild:

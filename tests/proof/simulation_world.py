@@ -20,7 +20,7 @@ import apsw
 
 from appliance.clock import SECOND
 from appliance.config.settings import Destination
-from appliance.confirm import confirmer
+from appliance.confirm import confirmer, query
 from appliance.confirm.query import QueryProof
 from appliance.errors import DcmgateError, LedgerError, SandboxError, SpoolError
 from appliance.forward import dimse, router, underway
@@ -50,7 +50,7 @@ from tests.proof.simulation_disk import Disk, SimFcntl, SimOs, SimPath
 from tests.proof.simulation_hooks import Hooks
 from tests.proof.simulation_oracle import Oracle
 from tests.proof.simulation_process import Crash, Idle, Process, SimClock, SimThread, Stage, unheard
-from tests.proof.simulation_sites import SimAssociation, SimChild, SimFinder, Site
+from tests.proof.simulation_sites import SimAssociation, SimChild, SimFinder, SimWay, Site
 
 T = TypeVar("T")
 
@@ -119,6 +119,7 @@ class World(Hooks):
         stage.exchange(underway, "SLOTS", 8)
         stage.exchange(dimse, "Association", partial(SimAssociation, self))
         stage.exchange(confirmer, "QueryProof", partial(_query_proof, self))
+        stage.exchange(query, "Way", SimWay)
         stage.exchange(confirmer, "Random", lambda: random.Random(self.setting.dice))
         stage.exchange(confirmer.Confirmer, "_locate", lambda _, numbers: self.locate(numbers))
         stage.exchange(router, "Child", SimChild)
@@ -406,5 +407,5 @@ class World(Hooks):
         return [str(each) for each in found.discrepancies] or ([] if found.balanced else ["unaccounted"])
 
 
-def _query_proof(world: World, destination: Destination, locate: Any, rivalled: Any) -> QueryProof:
-    return QueryProof(destination, locate, SimFinder(world), rivalled=rivalled)  # type: ignore[arg-type]
+def _query_proof(world: World, destination: Destination, locate: Any, **others: Any) -> QueryProof:
+    return QueryProof(destination, locate, SimFinder(world), **others)  # type: ignore[arg-type]
