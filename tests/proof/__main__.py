@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.list:
         for one in found:
-            print(f"{one.name:14} {one.fault or one.about}{' [alone]' if one.exclusive else ''}")
+            print(f"{one.name:14} {one.fault or one.about}{' [alone]' if one.exclusive else ' [beside]' if one.spare else ''}")
         return 0
     chosen = [one for one in found if not names or one.name in names]
     if not chosen:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this instrument; may be given again")
     parser.add_argument("--seconds", type=float, default=0.0, help="no new case after so long; default: all of it")
     parser.add_argument("--seed", type=int, default=SEED, help="of every choice that an instrument makes")
-    parser.add_argument("--jobs", type=int, default=0, help="instruments at once; default: one for two cores")
+    parser.add_argument("--jobs", type=int, default=0, help="instruments at once; default: three for four cores")
     parser.add_argument("--limit", type=float, default=0.0, help="an instrument hangs after so long; default: by its seconds")
     parser.add_argument("--write", type=Path, default=ROOT / "build" / "proof.json", metavar="FILE", help="the report")
     parser.add_argument("--refresh", action="store_true", help="also put the figures into the page of promises")
@@ -87,16 +87,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(wanted: int) -> tuple[int, int]:
-    """How many instruments at once, and the cores of each: one is a gateway, its peers and the instrument itself."""
+    """How many instruments at once, and the cores of each: half of them wait for something at any time."""
     cores = len(os.sched_getaffinity(0))
-    jobs = wanted or max(1, cores // 2)
-    return jobs, max(1, cores // jobs)
+    return wanted or max(1, cores * 3 // 4), max(1, cores // (wanted or 2))
 
 
 def quick_seconds(chosen: Sequence[Instrument], jobs: int) -> float:
     """What each may take so that all are done in QUICK_TOTAL, with `jobs` of them at once where they can share the machine."""
     alone = sum(1 for one in chosen if one.exclusive)
-    rounds = alone + -(-(len(chosen) - alone) // jobs)
+    spare = sum(1 for one in chosen if one.spare)
+    rounds = alone + max(-(-(len(chosen) - alone - spare) // jobs), spare > 0)
     return min(QUICK_MOST, QUICK_TOTAL / rounds)
 
 
@@ -124,18 +124,23 @@ def _run(chosen: Sequence[Instrument], plan: Plan, wanted: int) -> list[Outcome]
         outcomes.append(outcome)
         say(f"{outcome.result} after {outcome.seconds:.0f} s: {outcome.reason or report.tried(outcome.as_json())}")
 
-    with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(one, instrument, cores) for instrument in chosen if not instrument.exclusive]
+    ordered = instruments.in_order(chosen)
+    beside = [instrument for instrument in ordered if not (instrument.exclusive or instrument.spare)]
+    spare = [instrument for instrument in ordered if instrument.spare]
+    with ThreadPoolExecutor(max(1, len(spare))) as pool_of_spare, ThreadPoolExecutor(jobs) as pool:
+        running = [pool_of_spare.submit(one, instrument, jobs * cores) for instrument in spare]
+        running += [pool.submit(one, instrument, cores) for instrument in beside]
         try:
             for done in running:
                 done.result()
         except BaseException:  # a Ctrl-C reaches this thread alone
             plan.stop.set()
             pool.shutdown(cancel_futures=True)
+            pool_of_spare.shutdown(cancel_futures=True)
             raise
-    for instrument in chosen:
+    for instrument in ordered:
         if instrument.exclusive:
-            one(instrument, jobs * cores)
+            one(instrument, len(os.sched_getaffinity(0)))
     return outcomes
 
 

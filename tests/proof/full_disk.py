@@ -17,6 +17,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -37,6 +38,9 @@ REQUIREMENTS = ("I1", "I2", "design: Space")
 
 ROUNDS = 60
 QUICK_ROUNDS = 3
+AT_ONCE = 2
+"""Rounds for each core: most of one is waiting for a person's patience, and for an alarm."""
+
 SIZE = 64
 INODES = 1100
 """Room for the spool's folders and a few hundred slots."""
@@ -63,25 +67,32 @@ def run(budget: Budget) -> Figures:
     found = Figures(NAME)
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    for number in range(QUICK_ROUNDS if budget.quick else ROUNDS):
-        if budget.seconds and time.monotonic() - began > budget.seconds:
-            break
+
+    def one(number: int) -> Round | None:
         seed = budget.seed * 1000 + number
+        if budget.seconds and time.monotonic() - began > budget.seconds:
+            return None
         kind = ("bytes", "inodes", "restart")[number % 3]
-        one = Round(budget.folder / f"round{number}", kind, seed)
+        tried = Round(budget.folder / f"round{number}", kind, seed)
         try:
-            one.run()
+            tried.run()
         except NoPeer as error:
             raise CannotRun(str(error)) from error
         except (AssertionError, OSError) as error:
-            one.wrong.append(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        counts.update(one.counts)
-        counts["cases"] += 1
-        for name in ("acknowledged", "lost", "altered", "unaccounted"):
-            setattr(found, name, getattr(found, name) + getattr(one.verdict, name))
-        found.failures += [f"round {kind}, seed {seed}: {line}" for line in one.wrong]
-        budget.say(f"round {number + 1}, {kind}: {' > '.join(one.states)}; {one.verdict.acknowledged} acknowledged")
-        shutil.rmtree(one.folder, ignore_errors=True)
+            tried.wrong.append(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        shutil.rmtree(tried.folder, ignore_errors=True)
+        budget.say(f"round {number + 1}, {kind}: {' > '.join(tried.states)}; {tried.verdict.acknowledged} acknowledged")
+        return tried
+
+    with ThreadPoolExecutor(budget.cores if budget.quick else AT_ONCE * budget.cores) as pool:
+        for tried in pool.map(one, range(QUICK_ROUNDS if budget.quick else ROUNDS)):
+            if tried is None:
+                continue
+            counts.update(tried.counts)
+            counts["cases"] += 1
+            for name in ("acknowledged", "lost", "altered", "unaccounted"):
+                setattr(found, name, getattr(found, name) + getattr(tried.verdict, name))
+            found.failures += [f"round {tried.kind}, seed {tried.seed}: {line}" for line in tried.wrong]
     found.counts = {**counts, "seeds": counts["cases"]}
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,20 @@ EXPECTED = ("bit_flips", "clocks", "full_disk", "fuzz", "hostile", "io_errors", 
 """What the proof consists of: one that is not there any more is wanting, as one that did not run."""
 
 
+ALONE = frozenset({"hostile", "network", "soak"})
+"""They measure answers, memory or the rate of a line: they get the machine, one after the other, when all others are done."""
+
+SPARE = frozenset({"fuzz"})
+"""They compute and wait for nothing: at the lowest priority, beside the others from the beginning."""
+
+LONGEST = ("kills", "io_errors", "power_cuts", "full_disk", "mutants", "simulation")
+"""Who begins: so that no long one is left when all others are done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """A module with NAME, ABOUT, REQUIREMENTS and `run`. EXCLUSIVE: it needs the machine alone. `fault`: why it cannot run."""
+    """A module with NAME, ABOUT, REQUIREMENTS and `run`. `exclusive`: one of ALONE, or it says EXCLUSIVE; `spare`: one of
+    SPARE. `fault`: why it cannot run."""
 
     name: str
     module: Path
@@ -25,6 +37,7 @@ class Instrument:
     requirements: tuple[str, ...] = ()
     exclusive: bool = False
     fault: str = ""
+    spare: bool = False
 
 
 def discover(package: Path = PACKAGE) -> list[Instrument]:
@@ -50,8 +63,15 @@ def _instrument(module: Path, constants: dict[str, Any]) -> Instrument:
         fault = "ABOUT must be one line of text"
     elif not requirements or not all(isinstance(one, str) for one in requirements):
         fault = "REQUIREMENTS must be a tuple of names, written out"
-    return Instrument(constants["NAME"], module, str(about), () if fault else tuple(requirements),
-                      bool(constants.get("EXCLUSIVE", False)), fault)
+    name = constants["NAME"]
+    return Instrument(name, module, str(about), () if fault else tuple(requirements),
+                      name in ALONE or bool(constants.get("EXCLUSIVE", False)), fault, name in SPARE)
+
+
+def in_order(chosen: Iterable[Instrument]) -> list[Instrument]:
+    """As they begin: LONGEST first, those of ALONE last."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    return sorted(chosen, key=lambda one: (one.exclusive, not one.spare, place.get(one.name, len(place)), one.name))
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:

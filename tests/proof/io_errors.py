@@ -31,7 +31,7 @@ from tests.support.warm import nursery
 
 NAME = "io_errors"
 ABOUT = "EIO, EROFS, ENOSPC, EDQUOT and short writes at every call of a life; a slow disk; a disk that goes and comes back"
-REQUIREMENTS = ("I1", "I2", "I6")
+REQUIREMENTS = ("I1", "I2", "I3", "I6")
 
 ERRORS = (*IO_ERRORS, *FULL_ERRORS)
 OPS = {

@@ -35,7 +35,7 @@ from tests.support.memory import in_memory
 
 NAME = "kills"
 ABOUT = "SIGKILL at every system call of accept, deliver, retire and recovery, and at random moments"
-REQUIREMENTS = ("I1", "I2", "I4", "I9")
+REQUIREMENTS = ("I1", "I2", "I3", "I4", "I9")
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = 512 << 20
@@ -43,6 +43,9 @@ PLACE = "dcmgate-kills-"
 
 ROUNDS = 300
 QUICK_CASES, QUICK_ROUNDS = 150, 6
+WORKERS = 2
+"""Of each core: half of a case is waiting for the gateway to come to rest."""
+
 SLICE = 20
 """Rounds that are one case of the state."""
 
@@ -118,7 +121,7 @@ class Book:
 
 def _enumerated(budget: Budget, book: Book, deadline: float) -> None:
     with ExitStack() as stack:
-        crew = [stack.enter_context(worker(budget.folder)) for _ in range(budget.cores)]
+        crew = [stack.enter_context(worker(budget.folder)) for _ in range(budget.cores * (1 if budget.quick else WORKERS))]
         todo = [case for case in cases(crew[0].measured, budget.seed) if case not in book.done]
         if budget.quick:
             todo = todo[:max(0, QUICK_CASES - len(book.done))]

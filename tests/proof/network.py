@@ -27,7 +27,7 @@ from tests.support import namespace
 
 NAME = "network"
 ABOUT = "connections broken at every kind of byte, loss, slow and pulled lines, wrong names, flapping, a week's outage"
-REQUIREMENTS = ("I1", "I2", "I9")
+REQUIREMENTS = ("I1", "I2", "I3", "I9")
 
 ENOUGH = 0.8
 """The backlog goes at this share of the line's rate or more (issue 3, item 6), on two associations."""

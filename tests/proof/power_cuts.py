@@ -32,7 +32,7 @@ from tests.support.crash import why_not
 
 NAME = "power_cuts"
 ABOUT = "disks that a power cut may leave, at every flush of a gateway's life under load, on ext4 and XFS"
-REQUIREMENTS = ("I1", "I2", "I4")
+REQUIREMENTS = ("I1", "I2", "I3", "I4")
 
 ROOT = Path(__file__).resolve().parents[2]
 STATES, QUICK_STATES = 300, 60

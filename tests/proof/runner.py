@@ -119,7 +119,7 @@ class _Child:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.proof.child", self._instrument.module, spec], cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=log, stderr=subprocess.STDOUT, pass_fds=[progress], start_new_session=True,
-            env={**os.environ, TAG: self._tag}, preexec_fn=_die_with_parent)
+            env={**os.environ, TAG: self._tag}, preexec_fn=_last_in_line if self._instrument.spare else _die_with_parent)
 
     def _watch(self, process: subprocess.Popen[bytes], progress: IO[bytes], began: float) -> str:
         """Shows progress until it ends; why it had to be ended, or ""."""
@@ -208,3 +208,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _last_in_line() -> None:
+    os.nice(19)
+    _die_with_parent()

@@ -39,7 +39,7 @@ from tests.support.waiting import Late, wait_until
 
 NAME = "soak"
 ABOUT = "half an hour of mixed faults at twice the peak rate: memory, descriptors, threads, time to the answer"
-REQUIREMENTS = ("I1", "I2", "I4", "I5", "I9")
+REQUIREMENTS = ("I1", "I2", "I3", "I4", "I5", "I9")
 
 PEAK = 20.0
 """CT slices a second that a busy clinic sends at its peak (assumed); the soak sends twice as many."""

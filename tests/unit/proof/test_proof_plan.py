@@ -45,3 +45,13 @@ def test_an_instrument_is_what_says_so(tmp_path: Path):
     assert set(found) == {"w", "s", "broken"}
     assert found["w"] == Instrument("w", tmp_path / "whole.py", "a", ("I1",), True)
     assert "REQUIREMENTS" in found["s"].fault and "broken.py:1" in found["broken"].fault
+
+
+def test_those_that_wait_run_beside_one_another_and_those_that_measure_alone():
+    found = {one.name: one for one in instruments.discover()}
+    assert {*instruments.ALONE, *instruments.SPARE, *instruments.LONGEST} <= set(found) == set(instruments.EXPECTED)
+    assert {name for name, one in found.items() if one.exclusive} == instruments.ALONE
+    assert {name for name, one in found.items() if one.spare} == instruments.SPARE
+    order = [one.name for one in instruments.in_order(found.values())]
+    assert order[0] in instruments.SPARE and order[1:4] == list(instruments.LONGEST[:3])
+    assert set(order[-len(instruments.ALONE):]) == instruments.ALONE
