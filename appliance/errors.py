@@ -115,7 +115,12 @@ class SpoolFull(SpoolError):
 
 
 class SpoolFault(SpoolError):
-    """An I/O error on the write path: the disk is out of intake until a restart (I6)."""
+    """An I/O error on the write path: the disk is out of intake until a restart (I6).
+
+    `io`: the disk itself said so, which takes it out of intake for every process of the gateway.
+    """
+
+    io = False
 
 
 class ObjectDamaged(SpoolError):
@@ -139,7 +144,9 @@ class LedgerTooNew(LedgerError):
 
 
 class LedgerFault(LedgerError):
-    """A write to the ledger failed; intake stops."""
+    """A write to the ledger failed; intake stops. `io` as in SpoolFault."""
+
+    io = False
 
 
 class LedgerBusy(LedgerFault):

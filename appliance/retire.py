@@ -25,7 +25,7 @@ from appliance.config.settings import Spool as SpoolSettings
 from appliance.model import SpaceState
 from appliance.policy import retire_age
 from appliance.spool import quarantine
-from appliance.spool.layout import Spool, spool_error, sync_folder
+from appliance.spool.layout import Spool, sync_folder
 from appliance.spool.ledger import Ledger
 
 BATCH = 128
@@ -101,7 +101,7 @@ class Retirer:
             for folder in folders:
                 sync_folder(folder)
         except OSError as e:
-            raise spool_error(e, "cannot delete a retired object") from e
+            raise self._spool.failed(e, "cannot delete a retired object") from e
 
     def _unlink_discarded(self, numbers: Iterable[int]) -> None:
         """What a person discarded may lie in quarantine."""
@@ -116,4 +116,4 @@ class Retirer:
             if touched:
                 sync_folder(self._spool.quarantine)
         except OSError as e:
-            raise spool_error(e, "cannot delete a discarded object from quarantine") from e
+            raise self._spool.failed(e, "cannot delete a discarded object from quarantine") from e

@@ -162,15 +162,17 @@ class Working:
         return handlers(Desk(self.spool, self.ledger, self.source, self.reload, self.kick))
 
 
-def open_for_work(place: Place, clock: Clock | None = None, *, publish: bool = False) -> Working:
+def open_for_work(place: Place, clock: Clock | None = None, *, publish: bool = False, who: str = "dcmgate") -> Working:
     """For stages and for verbs without a keeper.
 
     `publish` puts a changed file in force (the keeper's task); without it that
     happens only where there is no generation yet. A bad file is logged and leaves
-    the last good generation in force; without one it is raised.
+    the last good generation in force; without one it is raised. `who`: as others
+    hear of it where we meet an I/O error.
     """
     spool = open_spool(place)
-    ledger = Ledger.open(spool.ledger_path, clock or SystemClock())
+    spool.latch.attach(Path(place.control.run), who)
+    ledger = Ledger.open(spool.ledger_path, clock or SystemClock(), latch=spool.latch)
     try:
         return Working(place, spool, ledger, Source(ledger, _in_force(place, ledger, publish)))
     except ConfigError:
@@ -219,11 +221,13 @@ class Box:
 
     def start(self) -> None:
         """Open, build and start in order; where one fails, those before it are stopped again."""
-        working = open_for_work(locate(self._path), self._clock, publish="keeper" in self._names)
+        who = "dcmgate run" if len(self._names) > 1 else self._names[0]
+        working = open_for_work(locate(self._path), self._clock, publish="keeper" in self._names, who=who)
         self._working = working
         with ExitStack() as undo:
             undo.callback(self.stop)
             working.run.mkdir(mode=0o750, parents=True, exist_ok=True)
+            working.spool.latch.attach(working.run, who)
             for name in self._names:
                 stage = _BUILDERS[name](working, self._clock, len(self._names) > 1)
                 stage.start()

@@ -126,10 +126,12 @@ class Forwarder:
     def start(self) -> None:
         """Recover, route and deliver. UsageError where another forwarder runs; LedgerError; OSError for the run folder."""
         self._take_lock()
+        latch = self._spool.latch
+        latch.attach(self._run, "forwarder")
         try:
-            self._ledger = Ledger.open(self._spool.ledger_path, self._clock)
-            self._watched = Ledger.open(self._spool.ledger_path, self._clock)
-            self._routed_in = Ledger.open(self._spool.ledger_path, self._clock)
+            self._ledger = Ledger.open(self._spool.ledger_path, self._clock, latch=latch)
+            self._watched = Ledger.open(self._spool.ledger_path, self._clock, latch=latch)
+            self._routed_in = Ledger.open(self._spool.ledger_path, self._clock, latch=latch)
             self._recover(self._ledger)
             self._mailbox = kick.Mailbox(self._run / kick.FORWARDER)
             self._routing = RoutingThread(self._spool, self._routed_in, self._clock, self._source, self._routed)

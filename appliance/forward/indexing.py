@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from appliance.clock import SECOND, Clock
-from appliance.errors import SandboxError, SpoolError
+from appliance.errors import SandboxError, SpoolError, SpoolFault
 from appliance.model import Attributes
 from appliance.spool.index import Index
 from appliance.spool.layout import Spool
@@ -116,6 +116,8 @@ class Indexing:
             return 0
 
     def _failed(self, error: Exception) -> None:
+        if isinstance(error, SpoolFault):
+            self._spool.latch.report(error, self._spool.index_path.name)
         log.error("the index fails; it is tried again later", error=str(error))
         self._not_before = self._clock.boot_ns() + AGAIN_SECONDS * SECOND
         self._forget()

@@ -37,7 +37,7 @@ from appliance.policy.handshakes import LEGACY
 from appliance.receive import health as receiving
 from appliance.retire import Retirer
 from appliance.spool import ballast, quarantine
-from appliance.spool.layout import Spool, spool_error
+from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from appliance.spool.space import held, measure
 from appliance.telemetry.alarms import Notifier
@@ -95,7 +95,7 @@ class Keeper:
         self._generation = 0
         self._began = clock.boot_ns()
         self.moved = self._began
-        self.ledger = Ledger.open(spool.ledger_path, clock, checkpointer=True)
+        self.ledger = Ledger.open(spool.ledger_path, clock, checkpointer=True, latch=spool.latch)
         self.confirmer = Confirmer(spool, self.ledger, clock, config, self._kick_forwarder)
         self.retirer = Retirer(spool, self.ledger)
         self.scrubber = Scrubber(spool, self.ledger, clock, random or Random())
@@ -112,6 +112,7 @@ class Keeper:
             undo.callback(self.stop)
             if self._told is None:
                 self._notifier = Notifier()
+            self._spool.latch.attach(self._run, "keeper")
             desk = Desk(self._spool, self.ledger, self._config, self._reload_by_person, self._kick_forwarder)
             control = ControlServer(self._run, handlers(desk))
             control.start()
@@ -229,7 +230,7 @@ class Keeper:
             try:
                 self._spool.fill_ballast()
             except OSError as error:
-                raise spool_error(error, "cannot lay the ballast down again") from error
+                raise self._spool.failed(error, "cannot lay the ballast down again") from error
 
     def _put_aside(self) -> None:
         """The files of what was found damaged while it was sent: the forwarder wrote the row, and moves nothing."""

@@ -24,6 +24,7 @@ from appliance.receive import channel as channels
 from appliance.receive.front import Arrival
 from appliance.receive.limits import Limits
 from appliance.receive.worker import Worker
+from appliance.spool.latch import Mark
 from appliance.spool.layout import Spool
 from appliance.telemetry import log as logs
 
@@ -35,7 +36,8 @@ log = logs.Log("receive")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is started with. `uuid` is that of the spool which its parent has open."""
+    """What a worker is started with. `uuid` is that of the spool which its parent has open, `mark` that of its latch when the
+    receiver started: a worker that takes the place of one which died does not open intake again."""
 
     spool: Path
     uuid: str
@@ -43,6 +45,7 @@ class Setup:
     run_dir: Path
     limits: Limits
     config: Config
+    mark: Mark
 
 
 def work(channel: socket.socket) -> None:
@@ -62,7 +65,8 @@ def work(channel: socket.socket) -> None:
 
     try:
         spool = Spool.open(setup.spool, setup.uuid, size=setup.size)
-        worker = Worker(spool, SystemClock(), setup.run_dir, setup.limits, setup.config, on_ended=ended, on_tick=tick)
+        worker = Worker(spool, SystemClock(), setup.run_dir, setup.limits, setup.config, on_ended=ended, on_tick=tick,
+                        mark=setup.mark)
         worker.start()
     except DcmgateError as e:
         _tell(channel, channels.FAILED, (type(e).__name__, e.message, e.mend))

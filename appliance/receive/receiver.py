@@ -84,6 +84,7 @@ class Receiver:
     def start(self) -> None:
         """Open intake and every port. ConfigError for a port that cannot be opened, SpoolError and LedgerError from intake."""
         raise_descriptor_limit()
+        self._spool.latch.attach(self._run_dir, "receiver")
         self._given = sockets.inherited()
         self._announce(self._config)
         self._open_ports(self._config)
@@ -108,13 +109,15 @@ class Receiver:
                  processes=self._processes)
 
     def _start_workers(self) -> None:
+        mark = self._spool.latch.mark()      # recovery looks at the disk from now on: what was before is over
         if self._processes == 1:
             worker = Worker(self._spool, self._clock, self._run_dir, self.limits, self._config, on_ended=self._ended,
-                            on_tick=self._beat)
+                            on_tick=self._beat, mark=mark)
             worker.start()
             self._worker, self._guard = worker, worker.guard
             return
-        setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config)
+        setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config,
+                      mark)
         crew = Crew(self._processes, setup, self.limits, self._front, self._ended)
         crew.start()
         self._crew, self._guard = crew, Guard(self.limits, self._beat)

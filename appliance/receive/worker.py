@@ -27,6 +27,7 @@ from appliance.receive.guard import Guard
 from appliance.receive.limits import Limits
 from appliance.receive.services import Registry, Storage, Verification
 from appliance.spool.intake import Intake
+from appliance.spool.latch import Mark
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from appliance.telemetry.log import Log
@@ -55,15 +56,18 @@ class Worker:
     """`take` hands it sockets. `on_ended` is called with the ticket of each that is over, from any thread."""
 
     def __init__(self, spool: Spool, clock: Clock, run_dir: Path, limits: Limits, config: Config, *,
-                 on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None) -> None:
+                 on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None, mark: Mark | None = None) -> None:
         self.limits = limits
         self.guard = Guard(limits, self._tick)
         self._on_tick = on_tick
-        self.ledger = Ledger.open(spool.ledger_path, clock)
+        spool.latch.attach(run_dir, "receiver")
+        self._latch = spool.latch
+        self.ledger = Ledger.open(spool.ledger_path, clock, latch=spool.latch)
         # Whoever asks for an association is answered, however long the disk keeps the writing connection waiting.
         self.questions = Ledger.open(spool.ledger_path, clock, read_only=True)
         target = run_dir / kick.FORWARDER
-        self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target), questions=self.questions)
+        self.intake = Intake(spool, self.ledger, clock, on_accepted=lambda: kick.send(target), questions=self.questions,
+                             mark=mark)
         self.door = Door(config, self.intake, _Book(self.questions, self.ledger), clock.wall_ns)
         self.registry = Registry(Verification(limits.drain), Storage(self.intake, limits.drain))
         self._on_ended = on_ended
@@ -86,6 +90,7 @@ class Worker:
         self.guard.start()
 
     def _tick(self) -> None:
+        self._latch.renew()
         self.door.tick()
         self._on_tick()
 

@@ -26,6 +26,7 @@ from appliance.errors import DcmgateError, LedgerBusy, LedgerDamaged, LedgerErro
 from appliance.spool import ballast, events, schema
 from appliance.spool.apply import apply
 from appliance.spool.derived import Derived
+from appliance.spool.latch import DISK, Latch
 from appliance.spool.rows import Body, Event
 
 T = TypeVar("T")
@@ -39,17 +40,26 @@ _PASSING = (apsw.BusyError, apsw.LockedError, apsw.FullError)
 _FAULTS = (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.NoMemError, apsw.ProtocolError)
 
 
+
 def fault_of(error: apsw.Error | UnicodeDecodeError) -> LedgerError:
-    """Our error for one of apsw, or for a text that is none any more."""
+    """Our error for one of apsw, or for a text that is none any more.
+
+    `schema.note` has to have seen it before, lest a quota is taken for an I/O error.
+    """
     text = str(error)
+    number: int = getattr(error, "system_errno", 0)
+    if number:
+        text = f"{text}: {os.strerror(number)}"
     if isinstance(error, _DAMAGED):
         # SQLite says so of a disk that cannot be read, too.
         return LedgerDamaged(f"the ledger is damaged: {text}", mend="Check the disk (dmesg), then run `dcmgate spool check`; "
                                                                     "`dcmgate spool rebuild` makes it from the objects.")
-    if isinstance(error, _PASSING):
+    if isinstance(error, _PASSING) or number in schema.NO_ROOM:
         return LedgerBusy(f"the ledger cannot be written now: {text}", mend="Check the disk (free space, and how fast it is).")
     if isinstance(error, _FAULTS):
-        return LedgerFault(f"the ledger cannot be used: {text}", mend="Check the disk (free space, dmesg, smartctl).")
+        fault = LedgerFault(f"the ledger cannot be used: {text}", mend="Check the disk (free space, dmesg, smartctl).")
+        fault.io = isinstance(error, apsw.IOError) or (isinstance(error, apsw.CantOpenError) and number in DISK)
+        return fault
     return LedgerError(f"the ledger refused: {text}", mend="This is a fault of the program: report it with the log.")
 
 
@@ -103,25 +113,34 @@ class LedgerCore:
         self.clock = clock
         self.read_only = read_only
         self.boot = 0
+        self.latch: Latch | None = None
+        """Is told of I/O errors while writing; None: nobody is."""
         self._db = db
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, path: Path, clock: Clock, *, read_only: bool = False, checkpointer: bool = False,
+    def open(cls, path: Path, clock: Clock, *, read_only: bool = False, checkpointer: bool = False, latch: Latch | None = None,
              schema_version: int = schema.SCHEMA, migrations: Mapping[int, schema.Migration] = schema.MIGRATIONS) -> Self:
         """Open the ledger at `path`; `checkpointer` is for the keeper alone.
 
         A missing one is made only where no object lies beside it: a lost ledger is
         LedgerDamaged, and rebuilt on purpose. `schema_version` and `migrations` are
-        those of this release (tests give others).
+        those of this release (tests give others). `latch` hears of I/O errors.
         """
         path = Path(path)
         schema.check_sqlite()
         missing = not path.exists() or path.stat().st_size == 0
         if missing and (read_only or has_objects(path.parent)):
             raise LedgerDamaged(f"{path} is missing", mend="Run `dcmgate spool rebuild`: it makes the ledger from the objects.")
-        return cls._open(path, clock, create=missing, read_only=read_only, checkpointer=checkpointer,
-                         schema_version=schema_version, migrations=migrations)
+        try:
+            ledger = cls._open(path, clock, create=missing, read_only=read_only, checkpointer=checkpointer,
+                               schema_version=schema_version, migrations=migrations)
+        except LedgerFault as fault:
+            if latch is not None and not read_only:
+                latch.report(fault, path.name)
+            raise
+        ledger.latch = latch
+        return ledger
 
     @classmethod
     def _open(cls, path: Path, clock: Clock, *, create: bool, read_only: bool, checkpointer: bool,
@@ -129,9 +148,10 @@ class LedgerCore:
         try:
             try:
                 return cls._connect(path, clock, create, read_only, checkpointer, schema_version, migrations)
-            except (apsw.FullError, apsw.IOError, apsw.CantOpenError):
+            except (apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
                 # On a full disk not even the files beside the ledger can be made, which shows as an I/O error.
-                if read_only or not _is_full(path.parent) or not ballast.give_up(path.parent):
+                no_room = getattr(error, "system_errno", 0) in schema.NO_ROOM or _is_full(path.parent)
+                if read_only or not no_room or not ballast.give_up(path.parent):
                     raise
                 return cls._connect(path, clock, create, read_only, checkpointer, schema_version, migrations)
         except _ERRORS as error:
@@ -144,7 +164,8 @@ class LedgerCore:
         try:
             ledger = cls(path, clock, db, read_only=read_only)
             ledger._prepare(schema_version, migrations)
-        except BaseException:
+        except BaseException as error:
+            schema.note(db, error)
             db.close()
             raise
         return ledger
@@ -212,11 +233,21 @@ class LedgerCore:
                 for make_room in (self._reuse_wal, self._use_ballast):
                     try:
                         return self._attempt(work)
-                    except apsw.FullError:
+                    except (apsw.FullError, apsw.IOError, apsw.CantOpenError) as error:
+                        if not schema.note(self._db, error):
+                            raise
                         make_room()
                 return self._attempt(work)
             except _ERRORS as error:
-                raise fault_of(error) from error
+                schema.note(self._db, error)
+                raise self._failed(error) from error
+
+    def _failed(self, error: apsw.Error | UnicodeDecodeError) -> LedgerError:
+        """As `fault_of`, while writing: an I/O error is one of the disk, and nobody takes images in on it any more (I6)."""
+        fault = fault_of(error)
+        if isinstance(fault, LedgerFault) and self.latch is not None:
+            self.latch.report(fault, self.path.name)
+        return fault
 
     def _use_ballast(self) -> None:
         """Give the ballast up, and let the database have of its room what it needs before the WAL takes all."""
@@ -225,9 +256,12 @@ class LedgerCore:
 
     def _reuse_wal(self) -> None:
         """Let the WAL begin anew: most of its pages have their place in the database already. From now on it stays short."""
-        with suppress(apsw.Error):
+        try:
             self._db.wal_autocheckpoint(schema.WAL_SHORT_PAGES)
             self._db.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            schema.note(self._db, error)
+            self._failed(error)
 
     def _attempt(self, work: Callable[[Transaction], T]) -> T:
         self._db.execute("BEGIN IMMEDIATE")

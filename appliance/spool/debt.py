@@ -83,6 +83,12 @@ class Debt:
         self._voids[:0] = voids
         self._since, self._committing_since = self._committing_since, 0
 
+    def forgive(self) -> None:
+        """Nothing is owed any more: others have written the rows, or closed the numbers."""
+        self._rows, self._voids = [], []
+        self.settled_count, self.bytes = self.owed, 0
+        self._since = self._committing_since = 0
+
     def settled(self, rows: list[Custody]) -> None:
         """The collected rows are in the ledger."""
         self.settled_count += len(rows)

@@ -26,8 +26,10 @@ from typing import Any, TypeVar
 import apsw
 from blake3 import blake3
 
-from appliance.errors import SpoolError
+from appliance.errors import SpoolError, SpoolFault
 from appliance.model import Attributes
+from appliance.spool.latch import DISK
+from appliance.spool.schema import note
 
 T = TypeVar("T")
 
@@ -263,6 +265,9 @@ class Index:
             try:
                 work(db)
                 db.execute("COMMIT")
+            except apsw.Error as error:
+                note(db, error)
+                raise
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -346,5 +351,10 @@ _FILL_SERIES = _fill("modality", "station", "description", "date")
 
 
 def _fault(error: Exception) -> SpoolError:
-    return SpoolError(f"the index cannot be used: {error}",
-                      mend="Delete index.sqlite; it is made again from the objects.")
+    """SpoolFault where the disk failed while it was written: the index can be made again, but it lies where the objects do."""
+    number: int = getattr(error, "system_errno", 0)
+    kind = SpoolFault if number in DISK else SpoolError
+    fault = kind(f"the index cannot be used: {error}", mend="Delete index.sqlite; it is made again from the objects.")
+    if isinstance(fault, SpoolFault):
+        fault.io = True
+    return fault

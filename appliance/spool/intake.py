@@ -8,8 +8,10 @@ One maintenance thread makes slots ahead of need and commits the ledger rows tha
 are owed, a group at a time. With nothing to do it sleeps without a time-out.
 
 On failure: any SpoolFault or ledger error closes intake for as long as the
-process lives (I6): `out_of_intake` says why, for the receiver to log; `take` and
-`finish` raise SpoolFault, delivery goes on elsewhere. A full disk closes nothing,
+process lives (I6), and so does an I/O error that another process met on the same
+disk (latch.py): `out_of_intake` says why, for the receiver to log; `take` and
+`finish` raise SpoolFault, delivery goes on elsewhere. What is owed by then gets
+its rows when the disk is healthy again (settle.py). A full disk closes nothing,
 nor does a ledger that is not to be had just now: what is owed stays owed.
 """
 
@@ -21,16 +23,18 @@ from contextlib import suppress
 from functools import partial
 
 from appliance.clock import SECOND, Clock
-from appliance.errors import DcmgateError, LedgerBusy, LedgerError, SpoolError, SpoolFault, SpoolFull
+from appliance.errors import DcmgateError, LedgerBusy, LedgerError, LedgerFault, SpoolError, SpoolFault, SpoolFull
 from appliance.model import Custody, SpaceState
 from appliance.policy import Space
 from appliance.spool import ballast
 from appliance.spool.buffers import Buffer, BufferPool
 from appliance.spool.debt import Debt
+from appliance.spool.latch import Mark
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from appliance.spool.owners import OwnerLock
 from appliance.spool.recover import Recovery, recover
+from appliance.spool.settle import settle
 from appliance.spool.slots import Slot, SlotPool
 from appliance.spool.space import Gauge, held
 from appliance.spool.writer import SlotWriter
@@ -45,6 +49,9 @@ RECOVER_AGAIN = 60 * SECOND
 """So long after the start it is looked once more for owners that have died: one that is only just dying holds its lock
 while its files are closed, and what it had acknowledged must not wait for the next start."""
 
+SETTLE_SECONDS = (2.0, 60.0)
+"""First and longest pause before what a closed intake owes is looked at: each pause is twice the one before."""
+
 AGAIN_AFTER = SECOND // 2
 """A group that the ledger did not take (LedgerBusy) is committed again after this."""
 
@@ -52,11 +59,12 @@ AGAIN_AFTER = SECOND // 2
 class Intake:
     """See the module. `ledger` is used from the caller's and the maintenance thread; `on_accepted` is called after each
     group of rows, on the maintenance thread, and must not block. `questions`: a connection of its own for what others ask
-    meanwhile, so that they do not wait for a group that the disk keeps waiting."""
+    meanwhile, so that they do not wait for a group that the disk keeps waiting. `mark`: of the spool's latch, when the receiver
+    started; without it, I/O errors of other processes count from this intake's start on."""
 
     def __init__(self, spool: Spool, ledger: Ledger, clock: Clock, *, ready: int = 64, max_debt: int = 256,
                  max_debt_seconds: float = 1.0, on_accepted: Callable[[], None] = lambda: None,
-                 questions: Ledger | None = None) -> None:
+                 questions: Ledger | None = None, mark: Mark | None = None) -> None:
         self.spool = spool
         self.clock = clock
         self.boot = 0
@@ -67,7 +75,7 @@ class Intake:
         self._ledger = ledger
         self._questions = questions or ledger
         self._on_accepted = on_accepted
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)   # the maintenance thread waits here
         self._turn = threading.Condition(self._lock)   # everybody else does
         self._slots = SlotPool(spool, self._granted, ready)
@@ -82,12 +90,19 @@ class Intake:
         self._recover_at = -1                          # boot ns; -1: not any more
         self._not_before = 0                           # boot ns: the ledger was busy, and is left alone until then
         self._out = ""
+        self._settle_at = -1                           # closed: boot ns
+        self._settle_pause = SETTLE_SECONDS[0]
+        self._spare: list[int] = []                    # closed: numbers that were never used
+        self._settled = False                          # closed, and nothing is owed any more
+        self._mark = mark
 
     # The receiver's side
 
     def start(self) -> None:
         """Open intake. SpoolFault or LedgerError where it cannot be; a full disk is no reason not to start."""
         self.boot = self._ledger.boot
+        if self._mark is None:
+            self._mark = self.spool.latch.mark()
         try:
             self._own()
             self.recovery = self._recovered()
@@ -109,6 +124,7 @@ class Intake:
         """A writer for one instance. SpoolFull where there is no room, SpoolFault or LedgerError where intake is closed."""
         if self._gauge is not None and self._gauge.left <= 0 and self.room().state is SpaceState.BLACK:
             raise SpoolFull("the spool is full", mend="Free some space, or enlarge the spool.")
+        self._look()
         slot = self._slot()
         return SlotWriter(self, slot, self._buffers.take())
 
@@ -133,6 +149,7 @@ class Intake:
     @property
     def out_of_intake(self) -> str:
         """Why intake is closed; empty while it is open."""
+        self._look()
         return self._out
 
     @property
@@ -169,13 +186,13 @@ class Intake:
             if self._thread.is_alive():
                 return False
         with self._lock:
-            clean = not self._out and self._in_flight == 0 and self._debt.size == 0
+            clean = (not self._out or self._settled) and self._in_flight == 0 and self._debt.size == 0
             unused = self._slots.close()
         if clean and unused:
             try:
                 self._ledger.void([(number, "unused") for number in unused])
             except LedgerError as e:
-                self._close(f"ledger: {e}")
+                self._close(f"ledger: {e}", e)
                 clean = False
         if self._in_flight == 0:
             self._disown()
@@ -185,6 +202,7 @@ class Intake:
 
     def reserve(self, slot: Slot, size: int) -> None:
         """See `writer.Host`. SpoolFault once intake is closed: nothing is begun on a disk that failed."""
+        self._look()
         if self._out:
             raise SpoolFault(self._out)
         gauge = self._gauge
@@ -202,6 +220,8 @@ class Intake:
     def owe(self, custody: Custody) -> None:
         """See `writer.Host`. The wait ends when the row is in the ledger, or when the debt is within its bound again."""
         with self._lock:
+            if self._settled:
+                raise SpoolFault(self._out)
             now = self.clock.boot_ns()
             ticket = self._debt.owe(custody, now)
             if self._debt.size == 1 or self._debt.due(now) == 0:
@@ -210,6 +230,7 @@ class Intake:
                 self._gauge.accepted(custody.length)
             settled = self._turn.wait_for(
                 lambda: bool(self._out) or not self._debt.must_wait(ticket, self.clock.boot_ns()), DEBT_SECONDS)
+            self._look()
             if self._out:
                 raise SpoolFault(self._out)
         if not settled:
@@ -234,7 +255,7 @@ class Intake:
 
     def fault(self, error: SpoolFault) -> None:
         """See `writer.Host`."""
-        self._close(error.message)
+        self._close(error.message, error)
 
     def syncing(self, slot: Slot, since: int) -> None:
         """See `writer.Host`. One key for each slot, so that single operations need no lock."""
@@ -265,7 +286,14 @@ class Intake:
     def _granted(self, count: int) -> int:
         return self._ledger.grant(self.owner, count)
 
-    def _close(self, reason: str) -> None:
+    def _look(self) -> None:
+        """Whether another process met an I/O error on this disk since we started. Costs no system call."""
+        if not self._out and self._mark is not None and (why := self.spool.latch.since(self._mark)):
+            self._close(why)
+
+    def _close(self, reason: str, error: DcmgateError | None = None) -> None:
+        if isinstance(error, SpoolFault | LedgerFault):
+            self.spool.latch.report(error)
         with self._lock:
             if not self._out:
                 self._out = reason or "unknown fault"
@@ -309,10 +337,37 @@ class Intake:
             while self._maintain_once():
                 pass
         except DcmgateError as e:
-            self._close(e.message)
+            self._close(e.message, e)
         except Exception as e:  # noqa: BLE001  top of the thread: whatever it is, nothing may be accepted after it
             self.error = e
             self._close(f"{type(e).__name__}: {e}")
+        while self._settle_once():
+            pass
+
+    def _settle_once(self) -> bool:
+        """Closed: wait, then see to what is owed, if nobody writes any more. False when there is no more to do."""
+        with self._lock:
+            now = self.clock.boot_ns()
+            if self._stopping:
+                return False
+            if self._settle_at < 0 or (self._in_flight and now >= self._settle_at):
+                self._settle_at = now + int(self._settle_pause * SECOND)
+            if now < self._settle_at:
+                self._work.wait((self._settle_at - now) / SECOND)
+                return True
+            self._settle_at, self._settle_pause = -1, min(2 * self._settle_pause, SETTLE_SECONDS[1])
+            self._spare = self._slots.close() or self._spare
+        try:
+            with Ledger.open(self.spool.ledger_path, self.clock, latch=self.spool.latch) as ledger:
+                done = settle(self.spool, ledger, self.owner, self._spare)
+        except (SpoolError, LedgerError, OSError):
+            return True
+        with self._lock:
+            self._debt.forgive()
+            self._settled = True
+        if done.adopted:
+            self._on_accepted()
+        return False
 
     def _maintain_once(self) -> bool:
         """Wait for work and do one piece of it; False when it is time to end."""
@@ -359,8 +414,9 @@ class Intake:
                 self._on_accepted()
         except SpoolFull:
             self._recover_at = self.clock.boot_ns() + RECOVER_AGAIN
-        except (SpoolError, LedgerError):
-            return
+        except (SpoolError, LedgerError) as e:
+            if isinstance(e, SpoolFault | LedgerFault) and e.io:
+                self._close(e.message, e)
 
     def _make_slots(self) -> None:
         failure: SpoolError | None = None

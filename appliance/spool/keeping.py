@@ -13,7 +13,8 @@ from blake3 import blake3
 
 from appliance.clock import SECOND
 from appliance.model import Alarm, Severity
-from appliance.spool.core import LedgerCore, Transaction, fault_of
+from appliance.spool import schema
+from appliance.spool.core import LedgerCore, Transaction
 from appliance.spool.custody import ranges
 from appliance.spool.queries import sent_row
 from appliance.spool.rows import AlarmRow, Confirmation, Retirable, Sent
@@ -153,7 +154,8 @@ class KeepingVerbs(LedgerCore):
             except apsw.BusyError:
                 return 0, 0
             except apsw.Error as error:
-                raise fault_of(error) from error
+                schema.note(self._db, error)
+                raise self._failed(error) from error
             return pages, copied
 
     def _truncate(self) -> None:

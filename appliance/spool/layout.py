@@ -28,6 +28,7 @@ from appliance.config.settings import Spool as SpoolSettings
 from appliance.errors import SpoolError, SpoolFault, SpoolFull, SpoolRefused
 from appliance.model import number_text
 from appliance.spool import ballast
+from appliance.spool.latch import DISK, Latch
 from appliance.spool.ledger import Ledger
 from appliance.spool.owners import OwnerLock, is_alive, nobody
 
@@ -54,7 +55,9 @@ def spool_error(error: OSError, what: str) -> SpoolError:
     text = f"{what}: {error.strerror or error}"
     if error.errno in _NO_ROOM:
         return SpoolFull(text, mend="Free some space, or enlarge the spool.")
-    return SpoolFault(text, mend="Check the disk (dmesg, smartctl); intake stays closed until a restart.")
+    fault = SpoolFault(text, mend="Check the disk (dmesg, smartctl); intake stays closed until a restart.")
+    fault.io = error.errno in DISK
+    return fault
 
 
 def sync_folder(path: Path) -> None:
@@ -93,6 +96,7 @@ class Spool:
         self.index_path = path / "index.sqlite"
         self.owners_path = path / "owners"
         self.ballast_path = path / ballast.NAME
+        self.latch = Latch()
 
     @classmethod
     def init(cls, path: Path, *, size: int = 0, clock: Clock) -> Spool:
@@ -152,6 +156,13 @@ class Spool:
             if not folder.exists():
                 raise SpoolRefused(f"{path} lacks {folder.name}", mend="Run `dcmgate spool check`; restore the disk's content.")
         return spool
+
+    def failed(self, error: OSError, what: str) -> SpoolError:
+        """As `spool_error`, for what writes to the spool: an I/O error takes the disk out of intake, whoever met it (I6)."""
+        found = spool_error(error, what)
+        if isinstance(found, SpoolFault):
+            self.latch.report(found, str(error.filename or ""))
+        return found
 
     # Objects
 

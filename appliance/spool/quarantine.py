@@ -62,7 +62,7 @@ def put(spool: Spool, number: int, reason: str, *, remnant: bool = False) -> Ent
         sync_folder(spool.quarantine)
         sync_folder(spool.shard(number))
     except OSError as e:
-        raise spool_error(e, f"cannot move object {number_text(number)} to quarantine") from e
+        raise spool.failed(e, f"cannot move object {number_text(number)} to quarantine") from e
     return entry
 
 
@@ -112,6 +112,6 @@ def drop_remnants(spool: Spool, acknowledged: Acknowledged) -> list[int]:
                 file.unlink()
                 file.with_suffix(".json").unlink(missing_ok=True)
             except OSError as e:
-                raise spool_error(e, f"cannot drop remnant {number_text(entry.number)}") from e
+                raise spool.failed(e, f"cannot drop remnant {number_text(entry.number)}") from e
             dropped.append(entry.number)
     return dropped

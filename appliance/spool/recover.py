@@ -34,6 +34,8 @@ from appliance.spool.ledger import Ledger
 GROUP = 256
 """Numbers that are judged before their rows are written together."""
 
+_PATTERN = bytes(range(256)) * (HEAD // 256)
+
 
 @dataclass(slots=True)
 class Recovery:
@@ -48,13 +50,15 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One number. Exactly one of `custody` (adopt it) and `void` (reason) is set; `remnant`: the file is to be kept aside."""
+    """One number. Exactly one of `custody` (adopt it) and `void` (reason) is set; `remnant`: the file is to be kept aside.
+    `unread`: because the disk did not let it be read."""
 
     number: int
     custody: Custody | None = None
     void: str = ""
     remnant: bool = False
     cut: bool = False
+    unread: bool = False
 
 
 def recover(spool: Spool, ledger: Ledger) -> Recovery:
@@ -68,11 +72,11 @@ def recover(spool: Spool, ledger: Ledger) -> Recovery:
             report.owners += 1
             numbers = ledger.open_numbers(owner)
             for start in range(0, len(numbers), GROUP):
-                _close(spool, ledger, [judge(spool, number, buffer) for number in numbers[start:start + GROUP]], report)
+                close(spool, ledger, [judge(spool, number, buffer) for number in numbers[start:start + GROUP]], report)
     return report
 
 
-def _close(spool: Spool, ledger: Ledger, judgements: list[Judgement], report: Recovery) -> None:
+def close(spool: Spool, ledger: Ledger, judgements: list[Judgement], report: Recovery) -> None:
     """Make the files what was judged of them, then write the rows."""
     adopted = [j.custody for j in judgements if j.custody is not None]
     try:
@@ -118,6 +122,7 @@ def _judge(fd: int, number: int, buffer: Buffer) -> Judgement:
         _around_cache(fd)
     except OSError as e:
         raise spool_error(e, f"cannot look at object {number:016x}") from e
+    unread = False
     try:
         count = _read(fd, buffer.whole[:HEAD], 0)
         head = bytes(buffer.whole[:min(count, HEAD)])
@@ -129,8 +134,9 @@ def _judge(fd: int, number: int, buffer: Buffer) -> Judgement:
         problem = e.message
     except OSError as e:
         problem = f"cannot be read: {e.strerror}"
+        unread = True
     if problem:
-        return Judgement(number, void=f"remnant: {problem}", remnant=True)
+        return Judgement(number, void=f"remnant: {problem}", remnant=True, unread=unread)
     return _adopt(fd, custody, size)
 
 
@@ -194,6 +200,30 @@ def _around_cache(fd: int) -> None:
         if e.errno != errno.EINVAL:
             raise
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def prove(spool: Spool, number: int) -> None:
+    """Write to the unused file of a number, sync it, read it back from the disk, and empty it. SpoolFull, SpoolFault.
+
+    The head's place stays blank, so that whoever finds it after a crash knows that it was never acknowledged.
+    """
+    buffer = Buffer()
+    try:
+        fd = os.open(spool.object_path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, _PATTERN, HEAD)
+            _around_cache(fd)      # syncs it first
+            count = _read(fd, buffer.whole[:2 * HEAD], 0)
+            if bytes(buffer.whole[HEAD:count]) != _PATTERN:
+                raise SpoolFault("the disk does not give back what was written to it")
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+    except FileNotFoundError as e:
+        if not spool.is_there():
+            raise SpoolFault(f"{spool.path} is not there any more", mend="Mount the spool's disk.") from e
+    except OSError as e:
+        raise spool_error(e, "the disk was tried") from e
 
 
 assert CAPACITY % HEAD == 0, "pieces of a read stay aligned"

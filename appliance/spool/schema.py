@@ -13,6 +13,7 @@ the derived tables again. No patient identifiers in here.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ WAL_BOUND_PAGES = 16_384
 
 WAL_SHORT_PAGES = 256
 """1 MiB: bound of the WAL for whoever has met a full disk; the ballast is 8 MiB."""
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 DERIVED_TABLES = ("boots", "owners", "grants", "open_numbers", "voids", "objects", "deliveries", "counters", "queues",
                   "studies", "arrivals", "admitted")
@@ -125,6 +128,18 @@ def version_number(text: str) -> int:
     return major * 1_000_000 + minor * 1_000 + patch
 
 
+def note(db: apsw.Connection, error: BaseException) -> bool:
+    """Keep with SQLite's error what the system said: of all but a plain ENOSPC while writing SQLite makes an I/O error.
+
+    Returns whether there is no room: the disk is full, or the quota.
+    """
+    if isinstance(error, apsw.IOError | apsw.CantOpenError):
+        number = int(db.system_errno)
+        setattr(error, "system_errno", number)  # noqa: B010  apsw's errors have no such attribute of their own
+        return number in NO_ROOM
+    return isinstance(error, apsw.FullError)
+
+
 def connect(path: Path, *, create: bool = False, read_only: bool = False, checkpointer: bool = False) -> apsw.Connection:
     """A connection as every process uses it: WAL, synchronous=FULL, bounded waits.
 
@@ -133,6 +148,16 @@ def connect(path: Path, *, create: bool = False, read_only: bool = False, checkp
     """
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     db = apsw.Connection(str(path), flags=flags, statementcachesize=256)
+    try:
+        _set_up(db, read_only=read_only, checkpointer=checkpointer)
+    except apsw.Error as error:
+        note(db, error)
+        db.close()
+        raise
+    return db
+
+
+def _set_up(db: apsw.Connection, *, read_only: bool, checkpointer: bool) -> None:
     db.set_busy_timeout(BUSY_MILLISECONDS)
     with suppress(apsw.Error):
         db.setlk_timeout(BUSY_MILLISECONDS, 0)  # looks each millisecond, not each 100, whether it is its turn
@@ -145,7 +170,6 @@ def connect(path: Path, *, create: bool = False, read_only: bool = False, checkp
     db.execute("PRAGMA temp_store = MEMORY")
     db.execute("PRAGMA cache_size = -8000")
     db.execute("PRAGMA trusted_schema = OFF")
-    return db
 
 
 def make(db: apsw.Connection) -> None:

@@ -32,8 +32,16 @@ os.fdatasync = fdatasync
 
 CARELESS = """
 from appliance.spool.intake import Intake
-Intake._close = lambda self, reason: None
+Intake._close = lambda self, *_: None
 """
+
+DEAF = """
+from appliance.spool.latch import Latch
+Latch.since = lambda self, mark: ""
+"""
+
+KEEPER_FAILS = Rule("object", "unlink", 1, errno.EIO)
+"""Nobody but the keeper deletes."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
 @pytest.mark.requirement("I6")
 @pytest.mark.parametrize("rule", [
     SYNC_FAILS, Rule("object", "write", 5, errno.ENOSPC), Rule("object", "write", 3, short=0.5),
-    Rule("wal", "sync", 10, errno.EIO), Rule("object", "rename", 1, errno.ENOSPC, times=ALWAYS)], ids=str)
+    KEEPER_FAILS, Rule("wal", "sync", 10, errno.EIO), Rule("object", "rename", 1, errno.ENOSPC, times=ALWAYS)], ids=str)
 def test_one_fault_of_the_disk_costs_no_acknowledged_object(place: Stand, rule: Rule) -> None:
     outcome = place.live([rule], 1)
     assert outcome.hits, outcome.counts
@@ -60,6 +68,16 @@ def test_a_disk_that_goes_and_comes_back(place: Stand) -> None:
     outcome = place.gone(0.3, 1)
     assert outcome.wrong == []
     assert outcome.verdict.holds, outcome.verdict.as_text()
+
+
+@needs_fuse
+def test_an_error_of_the_keeper_alone_that_nobody_hears_of_is_found(place: Stand) -> None:
+    place.gateway.breakage = DEAF
+    try:
+        outcome = place.live([KEEPER_FAILS], 2)
+    finally:
+        place.gateway.breakage = ""
+    assert outcome.hits and outcome.elsewhere and any("of another stage" in line for line in outcome.wrong), outcome.wrong
 
 
 @needs_fuse
