@@ -100,7 +100,8 @@ def _association(kind: int, body: bytes) -> dict[str, object] | None:
         case pdu.AssociateAccept():
             contexts = [(c.id, c.result, c.syntax if c.result == 0 else "") for c in value.contexts]
     request = isinstance(value, pdu.AssociateRequest)
-    return {"application": value.application_context, "contexts": contexts,
+    # pynetdicom takes off leading spaces too, which no UID has
+    return {"application": value.application_context.strip(" "), "contexts": contexts,
             "called": pdu.title_text(value.called).strip() if request else None,
             "calling": pdu.title_text(value.calling).strip() if request else None,
             "max": value.max_length, "uid": value.implementation_uid, "version": value.implementation_version.strip(),

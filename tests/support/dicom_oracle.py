@@ -112,15 +112,15 @@ def data_set(data: bytes, syntax: str) -> Dataset | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = read_dataset(io.BytesIO(data), syntax == "1.2.840.10008.1.2", syntax != "1.2.840.10008.1.2.2")
-            return found if _whole(found, 0) else None
+            return found if _whole(found, data, 0) else None
     except Exception:  # noqa: BLE001 - see above
         return None
 
 
-def _whole(found: Dataset, end: int | None = None) -> bool:
-    """Without a word pydicom keeps the last of two elements with one tag, what is there of a value that is cut off, and as
-    text of any VR what has an undefined length, which is for sequences and pixel data (PS3.5 7.1.1). `end`: where the
-    first element begins, None where that is not known."""
+def _whole(found: Dataset, data: bytes, end: int | None = None) -> bool:
+    """Without a word pydicom keeps the last of two elements with one tag, what is there of a value that is cut off, as
+    text of any VR what has an undefined length, which is for sequences and pixel data (PS3.5 7.1.1), and any tag in a
+    sequence as an item. `end`: where the first element begins, None where that is not known."""
     for item in list(found.values()):
         start, length = getattr(item, "value_tell", None), getattr(item, "length", 0xFFFFFFFF)
         if start is None or length == 0xFFFFFFFF:
@@ -132,9 +132,14 @@ def _whole(found: Dataset, end: int | None = None) -> bool:
     for element in found:                         # values are converted only when they are looked at
         if element.is_undefined_length and element.VR not in ("SQ", "UN") and element.tag != 0x7FE00010:
             return False
-        if element.VR == "SQ" and not all(_whole(inner) for inner in element.value):
+        if element.VR == "SQ" and not all(_is_item(inner, data) and _whole(inner, data) for inner in element.value):
             return False
     return True
+
+
+def _is_item(found: Dataset, data: bytes) -> bool:
+    start = getattr(found, "seq_item_tell", None)
+    return start is None or data[start:start + 4] in (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0")
 
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.WARN
