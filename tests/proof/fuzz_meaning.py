@@ -58,8 +58,8 @@ def _plain(text: str, vr: str) -> str:
 
     Of an AE pydicom strips control characters as well, which have no place there.
     """
-    padding = None if vr == "AE" else "\0 "
-    return "\\".join(value.strip(padding).strip("\0 ").rstrip("^=") for value in text.split("\\"))
+    padding = "\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0" if vr == "AE" else "\0 "
+    return "\\".join(value.strip(padding).rstrip("^=") for value in text.split("\\"))
 
 
 def _text(element: DataElement) -> str | None:
