@@ -69,6 +69,7 @@ def verdicts(found: list[Evidence]) -> list[Verdict]:
     return [evidence.verdict for evidence in sorted(found, key=lambda each: each.number)]
 
 
+@pytest.mark.requirement("hazard: ssl bytes held back")
 @pytest.mark.requirement("conformance: read-back")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def test_many_answers_over_tls(place: Place, version: ssl.TLSVersion) -> None:
@@ -106,6 +107,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("hazard: ssl host name")
 @pytest.mark.requirement("conformance: refused handshakes")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 @pytest.mark.parametrize("why", REFUSED)

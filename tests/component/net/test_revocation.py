@@ -88,6 +88,7 @@ def revoked(error: OSError | None) -> bool:
     return isinstance(error, TlsError) and (error.check, error.certificate) == ("revoked", THEIRS)
 
 
+@pytest.mark.requirement("hazard: ssl revocation")
 @pytest.mark.requirement("hazard: ssl")
 def test_only_issuers_of_which_there_is_a_list_are_looked_up(sides: Sides, ca: Authority) -> None:
     """OpenSSL's own flag refuses whoever comes from the other authority."""
@@ -100,6 +101,7 @@ def test_only_issuers_of_which_there_is_a_list_are_looked_up(sides: Sides, ca: A
         assert revoked(theirs) != comes_in
 
 
+@pytest.mark.requirement("hazard: ssl revocation")
 @pytest.mark.requirement("hazard: ssl")
 @pytest.mark.parametrize(("start", "end"), [(-9 * DAY, -DAY), (DAY, 9 * DAY)], ids=["out of date", "not in force yet"])
 def test_an_old_list_still_refuses_what_it_revoked_and_nobody_else(sides: Sides, ca: Authority, start: timedelta,
