@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof soak trace man clean
+.PHONY: help run test lint bench kills proof soak trace man image test-vm clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -12,7 +12,7 @@ ROUNDS ?= 200
 MINUTES ?= 30
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 run: ## a gateway, its archive and a simulated scanner to watch; ONCE=1 ends after the balance, ADDRESS=0.0.0.0 for real scanners
 	@.ci/setup run
@@ -53,6 +53,15 @@ bench: ## against the peers and the limit, into build/bench.json; QUICK=1 for fe
 man: ## the documents as man pages, in build/man
 	@.ci/setup pages
 	@.ci/man
+
+image: ## the system image for an x86-64 PC, in build/image; needs root and a Debian mirror
+	@.ci/setup dev image
+	@image-build/build
+
+test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM="-k word" for some
+	@.ci/setup dev peers image
+	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
+	@hw-test/run vm $(VM)
 
 clean: ## everything that was made here, the environment included
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache ./*.egg-info

@@ -1,0 +1,123 @@
+"""What all suites share: the device in a state, the stick, named checks and figures in build/vm.json.
+
+Sides, as the cables are: scanners 10.99.1.0/24, uplink 10.99.2.0/24, management 10.99.3.0/24; the box is .2, we are .10.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway import GatewayStrategy
+
+ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
+FOLDER = Path(os.environ["LG_DCMGATE_VM"])
+OUTCOMES: dict[str, dict[str, Any]] = {}
+FIGURES: dict[str, Any] = {}
+
+CONFIGURATION = """\
+[[listener]]
+id = "scanners"
+ports = [104, 11112]
+titles = ["DCMGATE"]
+
+[[peer]]
+id = "ct1"
+titles = ["CT1"]
+addresses = ["10.99.1.0/24"]
+
+[[destination]]
+id = "pacs"
+default = true
+address = "10.99.2.10"
+port = 11113
+called = "PACS"
+calling = "DCMGATE"
+"""
+
+NETWORK = """\
+[Match]
+MACAddress=52:54:00:99:0{side}:02
+
+[Link]
+Group={side}
+
+[Network]
+Address=10.99.{side}.2/24
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+"""
+
+
+def image() -> Path:
+    """The newest image that `make image` has built."""
+    found = sorted((ROOT / "build" / "image").glob("dcmgate_*.raw"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in found if path.name.count(".") <= 3 and not path.stem.endswith(("esp", "root", "verity"))]
+    assert found, "there is no image: run `make image`"
+    return found[-1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_files() -> None:
+    """The disk of a new box, empty UEFI variables, a key for the person, and the stick."""
+    tools = Path(subprocess.run([ROOT / "image-build" / "tools"], capture_output=True, text=True, check=True).stdout.strip())
+    for name in ("disk.raw", "key", "key.pub"):
+        (FOLDER / name).unlink(missing_ok=True)
+    shutil.copyfile(tools / "usr/share/OVMF/OVMF_VARS_4M.fd", FOLDER / "vars.fd")
+    subprocess.run(["cp", "--sparse=always", image(), FOLDER / "disk.raw"], check=True)
+    os.truncate(FOLDER / "disk.raw", 8 << 30)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", FOLDER / "key"], check=True)
+    stick = FOLDER / "stick"
+    shutil.rmtree(stick, ignore_errors=True)
+    for folder in ("network", "persons"):
+        (stick / folder).mkdir(parents=True)
+    (stick / "dcmgate.toml").write_text(CONFIGURATION)
+    (stick / "hostname").write_text("gate1\n")
+    for side in (1, 2, 3):
+        (stick / "network" / f"10-side{side}.network").write_text(NETWORK.format(side=side))
+    shutil.copyfile(FOLDER / "key.pub", stick / "persons" / "engineer.pub")
+    made = "rm -f stick.img; truncate -s 16M stick.img; mkfs.vfat -n DCMGATE-SET stick.img; mcopy -s -i stick.img stick/* ::"
+    subprocess.run([ROOT / "image-build" / "enter", "--work", FOLDER, "bash", "-ec", made], check=True, capture_output=True)
+    FIGURES["image bytes"] = image().stat().st_blocks * 512
+
+
+@pytest.fixture(scope="session")
+def box(target: Any, machine_files: None) -> Iterator[GatewayStrategy]:
+    strategy: GatewayStrategy = target.get_driver("GatewayStrategy")
+    strategy.stick_image = FOLDER / "stick.img"
+    yield strategy
+    FIGURES.update({f"seconds from {name}": round(value, 1) for name, value in strategy.figures.items()})
+    strategy.transition("off")
+
+
+@pytest.fixture
+def serving(box: GatewayStrategy) -> GatewayStrategy:
+    box.transition("serving")
+    return box
+
+
+@pytest.fixture(scope="session")
+def figures() -> dict[str, Any]:
+    """Figures for build/vm.json, by name."""
+    return FIGURES
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name = report.nodeid.partition("::")[2].removeprefix("test_").replace("_", " ")
+    if report.when == "call" or report.outcome != "passed":
+        reason = "" if report.outcome == "passed" else str(report.longrepr)[-2000:]
+        OUTCOMES[name] = {"outcome": report.outcome, "seconds": round(report.duration, 1), "reason": reason}
+
+
+def pytest_sessionfinish() -> None:
+    count = {kind: sum(1 for one in OUTCOMES.values() if one["outcome"] == kind) for kind in ("passed", "failed", "skipped")}
+    reasons = {name: one["reason"] for name, one in OUTCOMES.items() if one["outcome"] != "passed"}
+    checks = {name: {"outcome": one["outcome"], "seconds": one["seconds"]} for name, one in OUTCOMES.items()}
+    result = {"checks": checks, "figures": FIGURES, "totals": {**count, "reasons": reasons}}
+    (ROOT / "build" / "vm.json").write_text(json.dumps(result, indent=1) + "\n")

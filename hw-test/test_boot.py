@@ -1,0 +1,77 @@
+"""The image boots, is set up from a stick, and is what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from typing import Any
+
+import pytest
+from gateway import GatewayStrategy, echo
+
+UNITS = ("receiver", "forwarder", "keeper")
+
+
+def test_boots_is_set_up_and_serves(serving: GatewayStrategy) -> None:
+    assert echo()
+
+
+def test_the_system_is_running_and_nothing_failed(serving: GatewayStrategy) -> None:
+    failed = serving.run("systemctl --failed --plain --no-legend --no-pager || true")
+    assert serving.run("systemctl is-system-running --wait || true", 180) == "running", failed
+
+
+def test_the_root_is_verity_and_cannot_be_written(serving: GatewayStrategy) -> None:
+    source, kind, options = serving.run("findmnt -no SOURCE,FSTYPE,OPTIONS /").split()
+    assert (source, kind) == ("/dev/mapper/root", "erofs")
+    assert "ro" in options.split(",")
+    assert serving.run("lsblk -no TYPE,NAME | grep -c crypt || true").isdigit()
+
+
+def test_what_is_the_box_s_own_is_on_the_disk(serving: GatewayStrategy) -> None:
+    for place in ("/var", "/var/spool/dcmgate"):
+        assert serving.run(f"findmnt -no FSTYPE {place}") == "xfs"
+
+
+def test_each_unit_of_ours_is_sandboxed(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
+    """`systemd-analyze security`, the image's own: at most 2.0."""
+    worst = {}
+    for unit in UNITS:
+        text = serving.run(f"systemd-analyze security --no-pager dcmgate-{unit}.service | tail -1")
+        worst[unit] = float(re.search(r"(\d+\.\d+)", text)[1])  # type: ignore[index]
+    figures["exposure, worst unit"] = max(worst.values())
+    figures["exposure"] = worst
+    assert max(worst.values()) <= 2.0
+
+
+@pytest.mark.parametrize(("side", "address", "expected"), [
+    ("scanners", "10.99.1.2", {104, 11112}), ("uplink", "10.99.2.2", set()), ("management", "10.99.3.2", {22})])
+def test_no_port_is_open_but_those_of_this_side(serving: GatewayStrategy, side: str, address: str, expected: set[int]) -> None:
+    found = set()
+    for port in [*range(1, 1025), 2375, 2762, 5355, 8000, 8080, 8443, 9100, *range(11100, 11125)]:
+        with socket.socket() as one:
+            one.settimeout(0.15 if port not in expected else 5)
+            if one.connect_ex((address, port)) == 0:
+                found.add(port)
+    assert found == expected, side
+
+
+def test_nobody_is_root_and_nobody_has_a_password(serving: GatewayStrategy) -> None:
+    assert serving.run("id -un") == "engineer"
+    assert serving.run("cut -d: -f1,2 /etc/passwd | grep -v ':[x*!]' || true") == ""
+    code = serving.ssh.run("cat /etc/shadow", timeout=60)[2]
+    assert code != 0
+
+
+def test_memory_of_each_service_at_idle(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
+    memory = {}
+    for unit in UNITS:
+        memory[unit] = int(serving.run(f"systemctl show -P MemoryCurrent dcmgate-{unit}.service"))
+    figures["memory bytes at idle"] = memory
+    figures["startup"] = serving.run("systemd-analyze time | head -1")
+    assert max(memory.values()) < 400 << 20
+
+
+def test_the_ledger_balances(serving: GatewayStrategy) -> None:
+    assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
