@@ -1,4 +1,4 @@
-"""The keeper: one thread that goes its round every ten seconds, and one each for confirming a destination, scrub and control.
+"""The keeper: one thread that goes its round every ten seconds, and more for confirming, scrub, certificates and control.
 
     round    powered-on time, WAL, retire, quarantine, configuration file, witness, alarms
 
@@ -25,6 +25,7 @@ from appliance.forward import health as forwarding
 from appliance.keeper import findings
 from appliance.keeper.alarmboard import Board, Told
 from appliance.keeper.certificates import Certificates
+from appliance.keeper.renewal import Renewals
 from appliance.keeper.scrub import Scrubber
 from appliance.keeper.witness import Witness
 from appliance.manage.control import ControlServer
@@ -102,6 +103,7 @@ class Keeper:
         self._witness = Witness(Path(config().spool.state), spool.uuid)
         self._witness_agrees = True
         self._certificates = Certificates(clock)
+        self._renewals = Renewals(config, clock, random or Random())
         self._board = Board(self.ledger, clock, self._tell)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -124,6 +126,8 @@ class Keeper:
                 thread = threading.Thread(target=work, name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
+            # Not waited for in the end: it may be in the middle of a request, and the store is never half written.
+            threading.Thread(target=self._renewals.run, args=(self._stop,), name="certificates", daemon=True).start()
             undo.pop_all()
 
     def stop(self, seconds: float = 10.0) -> bool:
@@ -303,6 +307,7 @@ class Keeper:
         yield from (findings.stuck_alarm(id) for id in self.late())
         yield from findings.legacy_alarms(config, self.ledger.knocks(1000, only=[LEGACY]), self._clock.wall_ns())
         yield from self._certificates.alarms(config)
+        yield from self._renewals.alarms(config)
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))

@@ -137,13 +137,13 @@ def new_key(kind: str) -> Key:
     return ec.generate_private_key(ec.SECP384R1() if kind == "ec-p384" else ec.SECP256R1())
 
 
-def request_for(entry: Certificate, key: Key) -> bytes:
-    """A certificate signing request (PKCS#10) in PEM: for both sides of TLS, with the names of the entry."""
-    common = next((name for name in entry.names if typed(name).startswith("dns:")), entry.id)
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])]))
-    if entry.names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in entry.names]), critical=False)
+def request_for(entry: Certificate, key: Key, like: x509.Certificate | None = None) -> bytes:
+    """A certificate signing request (PKCS#10) in PEM: for both sides of TLS, with the names of the entry, or with subject and
+    names as they are in another certificate (a renewal, RFC 7030, 4.2.2)."""
+    subject, names = _asked(entry, like)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
     builder = builder.add_extension(x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=isinstance(key, rsa.RSAPrivateKey),
         data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False,
@@ -154,22 +154,47 @@ def request_for(entry: Certificate, key: Key) -> bytes:
     return builder.sign(key, signing).public_bytes(serialization.Encoding.PEM)
 
 
-def is_for(request: bytes, entry: Certificate, key: bytes) -> bool:
-    """Whether a request that waits, with its key, still asks for what the entry says."""
+def _asked(entry: Certificate, like: x509.Certificate | None) -> tuple[x509.Name, x509.SubjectAlternativeName | None]:
+    if like is not None:
+        return like.subject, alternatives(like)
+    common = next((name for name in entry.names if typed(name).startswith("dns:")), entry.id)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
+    return subject, x509.SubjectAlternativeName([_general(name) for name in entry.names]) if entry.names else None
+
+
+def is_for(request: bytes, entry: Certificate, key: bytes, like: x509.Certificate | None = None) -> bool:
+    """Whether a request that waits, with its key, still asks for what the entry says, or another certificate."""
     bundle = Bundle()
     try:
         asked = x509.load_pem_x509_csr(request)
         parse(key, "the key that waits", bundle)
-        names: tuple[str, ...] = ()
-        for extension in asked.extensions:
-            if isinstance(extension.value, x509.SubjectAlternativeName):
-                names = _names(extension.value)
+        subject, wanted_names = _asked(entry, like)
+        found = alternatives(asked)
+        names, expected = (() if one is None else sorted(_names(one)) for one in (found, wanted_names))
     except (ValueError, CertificateError):
         return False
     kind, bits = key_of(asked.public_key())
     wanted = (entry.key_type[:2], int(entry.key_type.rpartition("-p" if entry.key_type.startswith("ec") else "-")[2]))
     return bool(bundle.keys) and public(bundle.keys[0].public_key()) == public(asked.public_key()) \
-        and (kind[:2], bits) == wanted and sorted(names) == sorted(map(typed, entry.names))
+        and (kind[:2], bits) == wanted and names == expected and (like is None or asked.subject == subject)
+
+
+def alternatives(holder: x509.Certificate | x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
+    """Its subject alternative names. ValueError where the extensions cannot be read."""
+    return next((e.value for e in holder.extensions if isinstance(e.value, x509.SubjectAlternativeName)), None)
+
+
+def purposes(certificate: x509.Certificate) -> frozenset[str]:
+    """What it is for (extended key usage, as dotted OIDs); empty: for anything. ValueError."""
+    return frozenset(oid.dotted_string for e in certificate.extensions if isinstance(e.value, x509.ExtendedKeyUsage)
+                     for oid in e.value)
+
+
+def list_places(certificate: x509.Certificate) -> list[str]:
+    """Where it says that its issuer's revocation list is: URLs of http and https. ValueError."""
+    points = next((e.value for e in certificate.extensions if isinstance(e.value, x509.CRLDistributionPoints)), ())
+    return [name.value for point in points for name in point.full_name or ()
+            if isinstance(name, x509.UniformResourceIdentifier) and name.value.partition(":")[0].lower() in ("http", "https")]
 
 
 def _general(name: str) -> x509.GeneralName:
@@ -241,6 +266,7 @@ def list_signer(entry: x509.CertificateRevocationList, authorities: Iterable[x50
 def held(material: Material) -> Held:
     """What the store holds for one id, as facts. What cannot be read is its `problem`. Never raises."""
     chain, trust, lists = Bundle(), Bundle(), Bundle()
+    open_ = ""
     try:
         for path, bundle in ((material.chain, chain), (material.trust, trust), (material.crl, lists)):
             if path is not None:
@@ -250,11 +276,13 @@ def held(material: Material) -> Held:
             own = chain.certificates[0].public_key() if chain.certificates else None
             if own is None or not keys.keys or public(keys.keys[0].public_key()) != public(own):
                 raise CertificateError("its key is not that of its certificate")
+            if material.key.stat().st_mode & 0o007:
+                open_ = str(material.key)
         leaf = chain.certificates[:1]
         revoked = {entry.issuer for entry in lists.lists for one in leaf if entry.issuer == one.issuer
                    and entry.get_revoked_certificate_by_serial_number(one.serial_number) is not None}
         return Held(material.id, tuple(facts(c, c in leaf and c.issuer in revoked) for c in chain.certificates),
-                    tuple(map(facts, trust.certificates)), tuple(map(list_facts, lists.lists)))
+                    tuple(map(facts, trust.certificates)), tuple(map(list_facts, lists.lists)), open=open_)
     except (CertificateError, OSError, ValueError) as e:
         text = e.message if isinstance(e, CertificateError) else f"{getattr(e, 'filename', '') or ''} {e}".strip()
         return Held(material.id, problem=text)
@@ -322,7 +350,9 @@ def wanted(config: Config) -> dict[str, Wanted]:
     for entry in [*outward, *config.tunnels]:
         pairs.add(entry.certificate)
         trust.add(entry.trust or entry.certificate)
-    return {c.id: Wanted(c.names, c.id in pairs, c.id in trust) for c in config.certificates}
+    trust |= {c.est_trust or c.id for c in config.certificates if c.est_url}
+    pairs |= {c.id for c in config.certificates if c.est_url}
+    return {c.id: Wanted(c.names, c.id in pairs, c.id in trust, bool(c.est_url), c.renew_days) for c in config.certificates}
 
 
 def shown_by(destination: Destination, store: Store, deadline: float) -> Facts:

@@ -105,16 +105,27 @@ class Authority(Pair):
         return Pair(own, _certificate(own, name, self.certificate.subject, self.key, dns, addresses, uris, emails, start, end,
                                       usage), [self.certificate, *self.chain] if self.parent else [])
 
-    def sign(self, request: x509.CertificateSigningRequest, *, start: timedelta = -DAY, end: timedelta = 90 * DAY
-             ) -> x509.Certificate:
-        """A certificate for a request, with the names that it asks for."""
+    def sign(self, request: x509.CertificateSigningRequest, *, start: timedelta = -DAY, end: timedelta = 90 * DAY,
+             names: bool = True, lists: Sequence[str] = ()) -> x509.Certificate:
+        """A certificate for a request, with the names that it asks for; `lists`: where the revocation lists are."""
         now = datetime.now(UTC)
         builder = (x509.CertificateBuilder().subject_name(request.subject).issuer_name(self.certificate.subject)
                    .public_key(request.public_key()).serial_number(next(_serials))
                    .not_valid_before(now + start).not_valid_after(now + end))
         for extension in request.extensions:
-            builder = builder.add_extension(extension.value, critical=extension.critical)
+            if names or not isinstance(extension.value, x509.SubjectAlternativeName):
+                builder = builder.add_extension(extension.value, critical=extension.critical)
+        if lists:
+            builder = builder.add_extension(distribution(lists), critical=False)
         return builder.sign(self._signer, hashes.SHA256())
+
+    def vouch(self, other: Authority) -> x509.Certificate:
+        """Another authority's key, certified by this one (RFC 4210, 4.4: the new root with the old one's signature)."""
+        now = datetime.now(UTC)
+        return (x509.CertificateBuilder().subject_name(other.certificate.subject).issuer_name(self.certificate.subject)
+                .public_key(other.certificate.public_key()).serial_number(next(_serials)).not_valid_before(now - DAY)
+                .not_valid_after(now + 3650 * DAY).add_extension(x509.BasicConstraints(True, None), critical=True)
+                .add_extension(_ca_usage(), critical=True).sign(self._signer, hashes.SHA256()))
 
     @property
     def _signer(self) -> CertificateIssuerPrivateKeyTypes:
@@ -141,6 +152,11 @@ class Authority(Pair):
         for revoked in self._revoked:
             builder = builder.add_revoked_certificate(revoked)
         return builder.sign(self._signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def distribution(urls: Iterable[str]) -> x509.CRLDistributionPoints:
+    return x509.CRLDistributionPoints(
+        x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None) for url in urls)
 
 
 def self_signed(name: str, *, dns: Sequence[str] = (), addresses: Sequence[str] = (), start: timedelta = -DAY,

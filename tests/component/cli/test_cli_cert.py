@@ -118,7 +118,7 @@ def test_what_is_out_of_date_does_not_replace_what_works(box: CliSite, ca: Autho
 
 
 def test_one_that_expires_soon_is_taken_and_said(box: CliSite, ca: Authority, tmp_path: Path) -> None:
-    path = files(tmp_path, leaf=pem(signed(box, ca, end=5 * DAY)))["leaf"]
+    path = files(tmp_path, leaf=pem(signed(box, ca, start=-99 * DAY, end=5 * DAY)))["leaf"]
     found = box.json("cert", "install", "box", path, status=1)["findings"]
     assert [f["check"] for f in found] == ["expires"]
     assert Store(state_of(box)).material("box").chain is not None
