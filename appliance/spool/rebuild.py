@@ -83,9 +83,14 @@ def _whole(spool: Spool, numbers: list[int], report: Rebuilt) -> Iterator[Custod
 
 
 def _head(spool: Spool, number: int) -> Custody | None:
-    """The record of a file that looks whole, without reading its data set: whoever reads it for delivery does (I5)."""
-    fd = spool.open_object(number)
+    """The record of a file that looks whole, without reading its data set: whoever reads it for delivery does (I5).
+
+    Head and length are what the disk has: after a sync that failed the page cache shows what never got there.
+    """
+    fd = os.open(spool.object_path(number), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         custody = parse_head(os.pread(fd, HEAD, 0))
         return custody if custody.number == number and os.fstat(fd).st_size == HEAD + custody.length else None
     except HeadError:

@@ -103,8 +103,9 @@ class Hooks:
 
     def failed(self, what: str, path: str, number: int) -> None:
         if what == "read":
-            one = self.instance_at(path)
-            if one is not None:                      # it will be put aside, and that is right
+            number_of = self._number(path)
+            one = None if number_of is None else self.oracle.instances.get(number_of)
+            if one is not None:                      # it will be put aside, and that is right, whatever its sender was told
                 self.damage(one)
         elif number not in (errno.ENOSPC, errno.EDQUOT) and self.current is not None and self.current.failed_at is None:
             self.current.failed_at = self.clock.boot_ns()

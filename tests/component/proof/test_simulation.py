@@ -12,6 +12,7 @@ from tests.proof.simulation import _child, broken_copy
 from tests.proof.simulation_breaks import BREAKS, by_name
 from tests.proof.simulation_machine import explore
 from tests.proof.simulation_oracle import CHECKS
+from tests.proof.simulation_steps import Script
 from tests.proof.simulation_walk import Case, case_of, play, scratch, shrink
 
 pytestmark = [pytest.mark.slow, pytest.mark.requirement("I1"), pytest.mark.requirement("I2"), pytest.mark.requirement("I3"),
@@ -58,6 +59,14 @@ def test_a_failure_is_shortened_and_plays_again_from_its_script(monkeypatch: pyt
     with scratch() as folder:
         monkeypatch.undo()
         assert not play(Case.from_json(short.as_json()), folder).found
+
+
+@pytest.mark.parametrize("script", [
+    [("fail_disk", {"failure": 0, "count": 1}), ("arrive", {"receiver": 1, "scanner": 4, "what": 0}), ("lose_ledger", {})],
+], ids=["a ledger that is made again believes no page cache"])
+def test_what_was_found_once_stays_mended(script: Script) -> None:
+    with scratch() as folder:
+        assert not play(Case(case_of(0).setting, script), folder).found
 
 
 @pytest.mark.parametrize(("name", "walks", "check"), [
