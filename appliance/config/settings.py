@@ -44,7 +44,8 @@ class Listener:
     titles: tuple[str, ...] = setting((), "Own AE titles that may be called here; empty: any.")
     unknown: str = setting("refuse", "What happens to a peer that no [[peer]] names.", choices=("refuse", "hold", "admit"))
     max_pdu: int = setting(131072, "Largest PDU that we advertise.", unit="bytes", low=4096, high=131072)
-    max_associations: int = setting(128, "Associations at once on this listener.", low=1, high=4096)
+    max_associations: int = setting(128, "Associations at once on this listener. A quarter (at least 4, at most half) is kept "
+                                    "for the addresses that a [[peer]] names.", low=1, high=4096)
     max_per_address: int = setting(32, "Associations at once from one address.", low=1, high=4096)
     tls: str = setting("off", "TLS profile; `legacy` is the retired AES profile, for scanners that speak no other.",
                        choices=("off", *PROFILES, LEGACY))

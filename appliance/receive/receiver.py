@@ -62,6 +62,7 @@ class Receiver:
         self._clock = clock
         self._run_dir = run_dir
         self._places = Places()
+        self._places.configure(self._config.peers)
         self._tickets = count(1)
         self._held: dict[int, tuple[str, str]] = {}
         self._bound: dict[tuple[str, str, int], Bound] = {}
@@ -244,6 +245,7 @@ class Receiver:
         if config.listeners != self._config.listeners:
             self._announce(config)
         self._config = config
+        self._places.configure(config.peers)
         if self._worker is not None:
             self._worker.configure(config)
         crew = self._crew

@@ -360,7 +360,7 @@ def ground(folder: Path, seed: int, *, warm_up: float) -> Iterator[Ground]:
             "connect_seconds": 2.0, "progress_seconds": 2.0} for number, port in enumerate(bad))]
         everywhere = [good.kind, "bad0", "bad1"]
         gateway = stack.enter_context(Gateway(
-            folder / "gateway", destinations, receivers=2, rules=[
+            folder / "gateway", destinations, receivers=2, peers=[{"id": "scanner", "addresses": ["127.0.0.1"]}], rules=[
                 {"id": "series", "match": {"SeriesDescription": "Series 1"}, "destinations": everywhere},
                 {"id": "report", "match": {"modality": "SR", "PatientName": "*"}, "destinations": [good.kind]}]))
         gateway.start_stages()

@@ -251,6 +251,26 @@ def sixty_four_at_once(peer: Peer) -> None:
                         pass
 
 
+def every_place(peer: Peer) -> None:
+    """Associations from two hundred addresses, held for as long as they last: all the places that the listener gives them, and
+    again where they were turned away."""
+    request = associate_request("DCMGATE", "EVERYBODY", [(VERIFICATION, IMPLICIT)])
+    with contextlib.ExitStack() as stack:
+        held: list[socket.socket] = []
+        while peer.going():
+            for number in range(200 - len(held)):
+                with contextlib.suppress(OSError):
+                    sock = peer.connect(2 + number)
+                    sock.sendall(request)
+                    answer = sock.recv(10_000)[:1].hex()
+                    peer.done[f"answer {answer}"] += 1
+                    if answer == "02":
+                        held.append(stack.enter_context(sock))
+                    else:
+                        sock.close()
+            peer.wait(0.2)
+
+
 def disconnects(peer: Peer) -> None:
     """Gone in the middle of an object: closed, reset, aborted, released."""
     report = objects.sr(1, "gone")
@@ -382,8 +402,8 @@ def polyglots(peer: Peer) -> None:
 
 ATTACKS: dict[str, Callable[[Peer], None]] = {attack.__name__: attack for attack in (
     silent_sockets, one_byte_at_a_time, idle_associations, never_reads, absurd_lengths, fragments_without_end, pipelined,
-    connects_and_closes, sixty_four_at_once, disconnects, greedy_negotiation, hostile_names, other_protocols, mutated_inputs,
-    bombs, polyglots)}
+    connects_and_closes, sixty_four_at_once, every_place, disconnects, greedy_negotiation, hostile_names, other_protocols,
+    mutated_inputs, bombs, polyglots)}
 
 
 def main() -> None:
