@@ -86,7 +86,7 @@ def add(figures: Figures, result: Result) -> None:
     counts = {"cases": 1, "states": result.states + result.second + result.third, "states_of_lives": result.states,
               "states_of_recoveries": result.second, "states_two_deep": result.third, "went_on": result.went_on,
               "flushes": result.flushes, "promises": result.promises, "adopted": result.adopted,
-              "remnants": result.remnants, "seconds": result.seconds}
+              "remnants": result.remnants, "torn_file_systems": result.unmountable, "seconds": result.seconds}
     for name, count in counts.items():
         figures.counts[name] = figures.counts.get(name, 0) + count
 
