@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from appliance.config.findings import Findings, did_you_mean
 from appliance.config.hosts import host_port, is_address, is_host
 from appliance.config.lines import Path
-from appliance.config.settings import LEGACY, SYSTEM_TRUST, Config, Destination, Listener, Tunnel
+from appliance.config.settings import LEGACY, PROFILES, SYSTEM_TRUST, Config, Destination, Listener, Tunnel
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _BOUND = re.compile(r"(sha256|dns|uri|email):(.+)")
@@ -96,6 +96,10 @@ def remarks_on_tls(config: Config) -> list[str]:
     said += [f'certificate "{c.id}" has a key of elliptic curves, and listener "{x.id}" speaks the AES profile, whose own '
              'cipher suites need RSA: write key_type = "rsa-3072" for old scanners' for x in config.listeners
              for c in config.certificates if x.tls == LEGACY and c.id == x.certificate and c.key_type.startswith("ec-")]
+    said += [f'certificate "{c.id}" has a key of elliptic curves: scanners that speak TLS 1.2 with suites of RSA only, such as '
+             f'those built on DCMTK 3.6.7, cannot come in at listener "{x.id}"; with key_type = "rsa-3072" all can'
+             for x in config.listeners for c in config.certificates
+             if x.tls in PROFILES and c.id == x.certificate and c.key_type.startswith("ec-")]
     said += [f'destination "{d.id}" is a public address without TLS: images leave in clear text'
              for d in config.destinations if d.tls == "off" and is_address(d.address) and ip_address(d.address).is_global]
     callers: tuple[Destination | Tunnel, ...] = (*config.destinations, *config.tunnels)

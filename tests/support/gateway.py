@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from appliance.net import kick
 from tests.support import measure
 from tests.support.peers import Destination
 from tests.support.waiting import free_port, wait_until
@@ -163,6 +164,12 @@ class Gateway:
         """kill -9, and start again."""
         self.kill(name)
         self.start(name)
+
+    def nudge(self) -> None:
+        """Have every stage do now what it would do at its next tick or round (SIGHUP, and a kick to the keeper)."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGHUP)
+        kick.send(self.run / kick.KEEPER)
 
     def pid(self, name: str = "run") -> int:
         return self.processes[name].pid

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,8 +163,8 @@ def every_class() -> list[str]:
 
 @contextmanager
 def storescp(folder: Path, *, fork: bool = True, port: int = 0, as_shipped: bool = False, profile: bool = True,
-             options: Sequence[str] = ()) -> Iterator[Destination]:
-    """storescp +B: writes the data set exactly as read, each instance to a file of its own."""
+             options: Sequence[str] = (), more: Mapping[str, str] | None = None) -> Iterator[Destination]:
+    """storescp +B: writes the data set exactly as read, each instance to a file of its own. `more`: environment."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     profile_of = acceptor_profile(folder / "storescp.cfg", every_class(), EVERY_SYNTAX)
@@ -172,7 +172,8 @@ def storescp(folder: Path, *, fork: bool = True, port: int = 0, as_shipped: bool
     command += ["--fork"] if fork else []
     command += ["-xf", profile_of, "Default"] if profile else ["+xa", "-pm"]
     command.append(str(port))
-    with running(command, [port], log=folder / "storescp.log", env=environment(as_shipped=as_shipped)) as process:
+    with running(command, [port], log=folder / "storescp.log", env={**environment(as_shipped=as_shipped), **(more or {})}
+                 ) as process:
         yield Destination("storescp", "STORESCP", port, folder, process)
 
 
@@ -217,10 +218,10 @@ QUERY = ("1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.
 @contextmanager
 def orthanc(folder: Path, *, port: int = 0, http: int = 0, title: str = "ORTHANC", lua: str = "", as_shipped: bool = False,
             modalities: dict[str, tuple[str, int]] | None = None, settings: dict[str, Any] | None = None,
-            modality: dict[str, Any] | None = None) -> Iterator[Destination]:
+            modality: dict[str, Any] | None = None, more: Mapping[str, str] | None = None) -> Iterator[Destination]:
     """Orthanc on a database of its own; `modalities` are name → (title, port), `lua` its routing script.
 
-    `settings` are added to its own, `modality` to each modality.
+    `settings` are added to its own, `modality` to each modality, `more` to its environment.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, http = port or free_port(), http or free_port()
@@ -239,7 +240,7 @@ def orthanc(folder: Path, *, port: int = 0, http: int = 0, title: str = "ORTHANC
         whole["LuaScripts"] = [str(folder / "route.lua")]
     (folder / "orthanc.json").write_text(json.dumps(whole, indent=1))
     with running([program("Orthanc"), folder / "orthanc.json"], [port, http], log=folder / "orthanc.log",
-                 env=environment(as_shipped=as_shipped), seconds=60) as process:
+                 env={**environment(as_shipped=as_shipped), **(more or {})}, seconds=60) as process:
         yield Destination("orthanc", title, port, folder / "db", process, http)
 
 

@@ -159,6 +159,6 @@ def test_what_openssl_cannot_do_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_profile_that_is_quite_impossible_says_so_by_name() -> None:
     nothing = tls.Profile("basic", "PS3.15 B.1, retired", ssl.TLSVersion.TLSv1_2, ("DES-CBC3-SHA",), 0)
-    with pytest.raises(tls.TlsError, match="OpenSSL .* can do none of the profile basic"):
+    with pytest.raises(tls.TlsError, match=r"OpenSSL .* can do none of the profile basic"):
         tls._context(ssl.PROTOCOL_TLS_SERVER, nothing)
     assert cannot(nothing) == ["DES-CBC3-SHA"]
