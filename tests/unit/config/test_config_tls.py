@@ -125,7 +125,8 @@ def test_remarks_name_legacy_clear_text_and_what_is_not_used() -> None:
 
 @pytest.mark.parametrize(("key_type", "said"), [("ec-p256", True), ("rsa-3072", False)])
 def test_a_remark_says_that_a_key_of_elliptic_curves_shuts_scanners_out(key_type: str, said: bool) -> None:
-    text = SMALL.replace("id = 'box'", f"id = 'box'\nkey_type = '{key_type}'") + LISTENER + "tls = 'bcp195'\ncertificate = 'box'\n"
+    text = SMALL.replace('id = "box"', f'id = "box"\nkey_type = "{key_type}"') + LISTENER
+    text += "tls = 'bcp195'\ncertificate = 'box'\n"
     assert ("suites of RSA only" in " ".join(remarks(load.parse(text, "x")))) is said
 
 
