@@ -272,7 +272,29 @@ def _keeper(working: Working, clock: Clock, together: bool) -> Stage:
 
 def _forwarder(working: Working, clock: Clock, together: bool) -> Stage:
     from appliance.forward.engine import Forwarder
-    return Forwarder(working.source, working.spool, clock)
+    from appliance.health import Monitor
+    forwarder = Forwarder(working.source, working.spool, clock)
+    return _Beside(forwarder, Monitor(working.source, clock, working.run, forwarder.traffic, forwarder.troubled))
+
+
+class _Beside:
+    """The forwarder, and what looks after the destinations' health by its side."""
+
+    def __init__(self, forwarder: Forwarder, monitor: Monitor) -> None:
+        self._forwarder = forwarder
+        self._monitor = monitor
+        self.reload = forwarder.reload
+
+    def start(self) -> None:
+        with ExitStack() as undo:
+            self._forwarder.start()
+            undo.callback(self._forwarder.stop)
+            self._monitor.start()
+            undo.pop_all()
+
+    def stop(self) -> object:
+        self._monitor.stop()
+        return self._forwarder.stop()
 
 
 def _receiver(working: Working, clock: Clock, together: bool) -> Stage:

@@ -87,7 +87,7 @@ class Desk:
         self._breaker = Breaker()
         self._fault: Fault | None = None
         self._text = ""
-        self._stored_at = -RECENT - 1
+        self.stored_at = -RECENT - 1
         self._refused: set[int] = set()      # different objects since the last one that was stored
         self._short: set[int] = set()        # the same, of those that were answered "out of resources"
         self._spared: set[int] = set()       # of those in hand: deferred alone, the destination goes on
@@ -289,7 +289,7 @@ class Desk:
         """An object is there (in memory; `settle` makes it durable): the gate opens for all lanes."""
         with self._lock:
             now = self._clock.boot_ns()
-            self._stored_at = now
+            self.stored_at = now
             self._refused.clear()
             self._short.clear()
             self._own.spend(now, row.length, row.priority)
@@ -338,7 +338,7 @@ class Desk:
         with self._lock:
             now = self._clock.boot_ns()
             self._short.add(row.number)
-            works = not self._breaker.faults and now - self._stored_at <= RECENT
+            works = not self._breaker.faults and now - self.stored_at <= RECENT
             if works and len(self._short) < BREAKER_FAULTS:
                 self._spared.add(row.number)
                 return False
@@ -433,9 +433,9 @@ class Desk:
         Where it fails alone, with nothing else to send, what was stored shortly
         before speaks against it, once it was tried for a while.
         """
-        if self._stored_at >= trouble.since:
+        if self.stored_at >= trouble.since:
             return True
-        alone = len(self._refused) < STREAK and self._stored_at >= trouble.since - RECENT
+        alone = len(self._refused) < STREAK and self.stored_at >= trouble.since - RECENT
         return alone and now - trouble.since >= RECENT
 
     def damaged(self, row: Queued, reason: str) -> None:

@@ -284,6 +284,14 @@ class Forwarder:
         """How each destination fares now."""
         return [desk.condition() for desk in self._desks()]
 
+    def traffic(self) -> dict[str, int]:
+        """Boot ns at which each destination stored something last; those that did since the start."""
+        return {desk.id: desk.stored_at for desk in self._desks() if desk.stored_at >= 0}
+
+    def troubled(self) -> set[str]:
+        """Destinations that attempts fail with now."""
+        return {condition.destination for condition in self.conditions() if condition.state != "up"}
+
     def late(self, seconds: float, *, lanes: bool = True) -> list[str]:
         """Threads that have something to do and have not moved for so long: for the watchdog's ping.
 

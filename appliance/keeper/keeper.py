@@ -22,6 +22,7 @@ from appliance.config.settings import Config
 from appliance.confirm import Confirmer
 from appliance.errors import ConfigError, DcmgateError, LedgerError
 from appliance.forward import health as forwarding
+from appliance.health import published
 from appliance.keeper import findings
 from appliance.keeper.alarmboard import Board, Told
 from appliance.keeper.certificates import Certificates
@@ -317,7 +318,9 @@ class Keeper:
     def _stage_findings(self) -> Iterator[Alarm]:
         """What the other processes say of themselves."""
         if kick.listens(self._run / kick.FORWARDER):
-            yield from forwarding.alarms(forwarding.read(self._run))
+            said = forwarding.alarms(forwarding.read(self._run))
+            yield from said
+            yield from published.alarms(self._run, said)
         elif self._threads and self._clock.boot_ns() - self._began > STARTING_SECONDS * SECOND:
             yield findings.forwarder_alarm()
         receiver = receiving.read(self._run)
