@@ -29,6 +29,8 @@ from appliance.telemetry.log import ROOT, Log
 
 if TYPE_CHECKING:
     from appliance.cli.context import Site
+    from appliance.forward.engine import Forwarder
+    from appliance.health import Monitor
     from appliance.spool.index import Index
 
 _log = Log("services")

@@ -94,7 +94,9 @@ class Look:
 
     def facts(self, studies: int) -> dict[str, Any]:
         """Everything that is shown, as JSON values; times are wall nanoseconds, sizes bytes, rates bytes a second."""
+        from appliance.cli.health_lines import reach_facts
         from appliance.forward import health
+        from appliance.health import published
         from appliance.net import kick
         from appliance.spool.space import held, measure
         opened, ledger = self._opened, self._opened.ledger
@@ -103,6 +105,7 @@ class Look:
         self._rates.look()
         forwarder = kick.listens(opened.run / kick.FORWARDER)
         conditions = {c.destination: c for c in health.read(opened.run)} if forwarder else {}
+        reaches, canaries = published.read(opened.run) if forwarder else ({}, {})
         handshakes = ledger.knocks(1000, only=KINDS)
         return {
             "spool": str(opened.spool.path), "generation": opened.config.generation, "stale": opened.stale,
@@ -184,6 +187,7 @@ class Look:
         return lines
 
     def _destination_lines(self, destinations: list[dict[str, Any]]) -> list[str]:
+        from appliance.cli.health_lines import health_lines
         rows = []
         for d in destinations:
             left = "" if not d["owed"] else span(d["seconds_left"]) if d["seconds_left"] is not None else "?"
@@ -197,6 +201,7 @@ class Look:
             out.append(self._site.bad(line) if d["state"] in ("down", "removed") else line)
             if d["text"] and d["state"] != "up":
                 out.append(f"  {safe(d['text'])}")
+            out += [f"  {self._site.warn(text) if bad else self._site.dim(text)}" for text, bad in health_lines(d)]
             if d["tls_refused"]:
                 out.append(f"  TLS failed {plural(sum(d['tls_refused'].values()), 'time')} with it: `dcmgate peers` says why")
         return out
