@@ -116,7 +116,9 @@ class Look:
             "unrouted": counts.unrouted, "rate_in": self._rates.of(""),
             "states": {str(state): count for state, count in counts.states.items()},
             "listeners": tls_counts.listeners(opened.config, handshakes),
-            "destinations": [{**told, "tls_refused": tls_counts.refused(handshakes, REFUSED_THERE, told["destination"])}
+            "destinations": [{**told, **reach_facts(reaches.get(told["destination"]), canaries.get(told["destination"]),
+                                                    told["state"], self._clock.boot_ns()),
+                              "tls_refused": tls_counts.refused(handshakes, REFUSED_THERE, told["destination"])}
                              for told in self._destinations(counts, conditions)],
             "studies": [self._study(row) for row in ledger.studies(studies)],
             "alarms": self._alarms(),
