@@ -1,4 +1,4 @@
-"""`dcmgate cert request|install|show|check|pin`: keys are made on the box, and what others send is checked before it counts.
+"""`dcmgate cert request|install|enroll|show|check|pin`: keys are made here, and what others send is checked before it counts.
 
 Done by whoever asks, on the files of the store: root, or the user of the
 service. The stages take up what is new at their next connection.
@@ -10,11 +10,12 @@ import argparse
 import getpass
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits
+from appliance.cli import cert_enroll, exits
 from appliance.cli.context import Site
 from appliance.cli.text import safe
 from appliance.config.findings import did_you_mean
@@ -22,6 +23,7 @@ from appliance.errors import CertificateError, UsageError
 
 if TYPE_CHECKING:
     from appliance.config.settings import Certificate, Config
+    from appliance.model import Alarm
     from appliance.net.certificates import Bundle
     from appliance.net.certstore import Writer
     from appliance.policy.certificates import Facts, Finding, Held
@@ -41,6 +43,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     two.add_argument("--add", action="store_true", help="with --trust: besides those that there are")
     two.add_argument("--password-file", metavar="FILE", default="", help="first line is the password of encrypted files")
     two.set_defaults(run=install)
+    cert_enroll.add(verbs, common)
     three = verbs.add_parser("show", help="what the store holds, with dates, names and fingerprints", parents=[common])
     three.add_argument("id", metavar="ID", nargs="?", default="", help="one [[certificate]] only")
     three.set_defaults(run=show)
@@ -152,8 +155,8 @@ def _files(site: Site, arguments: argparse.Namespace) -> Bundle:
 
 def _take(writer: Writer, entry: Certificate, bundle: Bundle, trust: bool, add: bool) -> list[str]:
     """Check everything first, then write; what was done, in words. CertificateError: nothing was changed."""
-    from appliance.net import certificates
-    from appliance.net.certstore import CRL, NEXT_KEY, TRUST
+    from appliance.net import certificates, revocation
+    from appliance.net.certstore import NEXT_KEY, TRUST
     id = entry.id
     current = writer.store.material(id)
     keys = certificates.Bundle()
@@ -193,21 +196,8 @@ def _take(writer: Writer, entry: Certificate, bundle: Bundle, trust: bool, add: 
     if current.chain is not None:
         certificates.read(current.chain, above)
     if bundle.lists:
-        there = certificates.Bundle()
-        if before := writer.read(id, CRL):
-            certificates.parse(before, f"the revocation lists of {id}", there)
-        merged = {entry.issuer: entry for entry in there.lists}
-        for one in bundle.lists:
-            issuer = one.issuer.rfc4514_string()
-            if certificates.list_signer(one, [*anchors.certificates, *above.certificates, *others]) is None:
-                raise CertificateError(f"the revocation list of {issuer} is signed by no authority known for {id}",
-                                       mend=f"`dcmgate cert install {id} --trust` with its certificate first.")
-            if one.issuer in merged and merged[one.issuer].last_update_utc > one.last_update_utc:
-                raise CertificateError(f"the revocation list of {issuer} is older than the one there is",
-                                       mend="Give the latest one.")
-            merged[one.issuer] = one
-            done.append(f"revocation list of {issuer}, {len(one)} revoked")
-        write["crl"] = certificates.pem(merged.values())
+        taken = revocation.take(writer, id, bundle.lists, known=[*anchors.certificates, *others])
+        done.append(taken or "revocation lists that are in the store already")
     if leaf is not None:
         own = certificates.public(leaf.public_key())
         chain = certificates.pem(certificates.chain_of(leaf, [*others, *above.certificates, *anchors.certificates]))
@@ -236,6 +226,7 @@ def _in_time(leaf: Any) -> None:
 # --- looking ------------------------------------------------------------------------------------------------------------
 
 def show(site: Site, arguments: argparse.Namespace) -> int:
+    from appliance.net import tries
     from appliance.net.certstore import NEXT_KEY, Writer
     from appliance.policy.certificates import date
     config = _config(site)
@@ -245,7 +236,9 @@ def show(site: Site, arguments: argparse.Namespace) -> int:
     for nth, entry in enumerate(entries):
         held = _held(writer, entry.id)
         waits = bool(writer.read(entry.id, NEXT_KEY))
-        shown.append({**asdict(held), "request_waits": waits})
+        fetched = {url: kept.tries for url, kept in tries.lists(writer.store, entry.id).items()}
+        shown.append({**asdict(held), "request_waits": waits, "renewal": cert_enroll.renewal(entry, held, writer),
+                      "fetched": {url: asdict(one) for url, one in fetched.items()}})
         if nth:
             site.say()
         site.say(site.bold(entry.id) + (": a request waits for its certificate" if waits else ""))
@@ -260,6 +253,9 @@ def show(site: Site, arguments: argparse.Namespace) -> int:
                      f"{date(entry_.this_update)} to {date(entry_.next_update) if entry_.next_update else '?'}")
         if not (held.chain or held.trust or held.lists or held.problem or waits):
             site.say("  nothing yet")
+        cert_enroll.say_renewal(site, entry, held, writer)
+        for url, one in fetched.items():
+            site.say(f"  revocation list at {safe(url)}: " + cert_enroll.how(site, one, "fetched"))
     site.emit({"certificates": shown})
     if not entries:
         site.say("the configuration has no [[certificate]]")
@@ -283,12 +279,15 @@ def check(site: Site, arguments: argparse.Namespace) -> int:
     writer = Writer(config.spool.state)
     now, trusted = _now()
     found = [finding for id, wants in wanted(config).items() for finding in examine(_held(writer, id), wants, now, trusted)]
-    site.emit({"good": not found, "time_trusted": trusted, "findings": [_finding(f) for f in found]})
-    _tell(site, found)
-    if not found:
+    failing = cert_enroll.failing(config)
+    site.emit({"good": not (found or failing), "time_trusted": trusted, "findings": [
+        *map(_finding, found), *({"id": a.key.partition(":")[2], "check": a.key.partition(":")[0].removeprefix("certificate-"),
+                                  "severity": str(a.severity), "text": a.text, "mend": a.mend} for a in failing)]})
+    _tell(site, [*found, *failing])
+    if not (found or failing):
         site.say(f"{len(config.certificates)} of [[certificate]]: {site.good('good')}" if config.certificates
                  else "the configuration has no [[certificate]]")
-    return exits.FINDING if found else exits.OK
+    return exits.FINDING if found or failing else exits.OK
 
 
 def _finding(finding: Finding) -> dict[str, str]:
@@ -296,7 +295,7 @@ def _finding(finding: Finding) -> dict[str, str]:
             "mend": finding.mend}
 
 
-def _tell(site: Site, found: list[Finding]) -> None:
+def _tell(site: Site, found: Sequence[Finding | Alarm]) -> None:
     for finding in found:
         style = site.bad if finding.severity == "critical" else site.warn
         site.say(f"{style(str(finding.severity))}: {safe(finding.text)} — {finding.mend}")

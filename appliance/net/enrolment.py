@@ -23,7 +23,7 @@ from appliance.config.settings import SYSTEM_TRUST, Certificate
 from appliance.errors import CertificateError
 from appliance.net import certificates, tries
 from appliance.net.certificates import Bundle, Key
-from appliance.net.certstore import EST_KEY, EST_PASSWORD, EST_REQUEST, TRUST, Writer
+from appliance.net.certstore import EST_KEY, EST_LOGIN, EST_REQUEST, TRUST, Writer
 from appliance.net.est import EstError, Server, unproven_context
 from appliance.net.proxy import Proxy
 from appliance.net.secure import Context
@@ -117,7 +117,7 @@ class Enrolment:
 
     def _server(self) -> Server:
         entry = self._entry
-        password = self._writer.read(entry.id, EST_PASSWORD).split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
+        password = self._writer.read(entry.id, EST_LOGIN).split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
         return Server(entry.est_url, entry.est_label, entry.est_user if password else "", password,
                       Proxy(entry.proxy, self._writer.state) if entry.proxy else None)
 
