@@ -4,6 +4,8 @@ Owns: the limited child that reads tags, the compiled rules, the writing end of
 the index. Promises: every accepted object is routed, one durable row each, with
 the generation of the configuration that it used; whatever an object is, or does
 to the child, it goes to the default destinations at least (design, Routing).
+An address whose objects the child did not survive delays its own objects only:
+they have their turns beside those of all others, one address after the other.
 
 On failure of the ledger nothing has changed and the batch is tried again later.
 A child that cannot be started costs two tries, then tags are *unknown*. The
@@ -40,11 +42,16 @@ BATCH = 64
 POLL_SECONDS = 1.0
 """A kick that was lost costs this much."""
 
+OTHERS_FIRST = 3
+"""After the turn of an address whose objects cost much, all others have so many times as long, if they have anything."""
+
 RETRY_SECONDS = (1.0, 30.0)
 """First and longest pause after a failure of the ledger or of the child."""
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Failures to open that say nothing of the object."""
+
+Read = Callable[[Sequence[ObjectRow], frozenset[int]], list[Attributes] | None]
 
 log = Log("route")
 
@@ -76,6 +83,8 @@ class RoutingThread:
         self._child: Child | None = None
         self._indexing = Indexing(spool, ledger, clock, self._read)
         self._childless = 0
+        self._costly: dict[str, int] = {}      # address: how many of its objects are read in its next turn
+        self._turn_at = 0                      # boot ns of that, where others have something
         self._kicked = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -133,9 +142,13 @@ class RoutingThread:
         self.moved = self._clock.boot_ns()
         router, config = self._rules()
         if config.destinations:
-            rows = self._ledger.unrouted(BATCH)
+            rows = self._ledger.unrouted(BATCH, but=self._costly)
             if rows:
-                self._route(rows, router, config)
+                self._route_together(rows, router, config)
+            if self._costly and (not rows or self._clock.boot_ns() >= self._turn_at):
+                self._turn(router, config)
+                return True
+            if rows:
                 return True
         return self._indexing.step(router.wanted)
 
@@ -149,8 +162,41 @@ class RoutingThread:
                 self._child = None
         return self._router, config
 
-    def _route(self, rows: Sequence[ObjectRow], router: Router, config: Config) -> None:
-        attributes = self._read_or_unknown(rows, router.wanted)
+    def _route_together(self, rows: Sequence[ObjectRow], router: Router, config: Config) -> None:
+        """Whoever they are from, in one go; if the child does not survive that, those of each address by themselves."""
+        found = self._or_unknown(rows, self._once, router.wanted)
+        if found is not None:
+            self._route(rows, found, router, config)
+            return
+        of: dict[str, list[ObjectRow]] = {}
+        for row in rows:
+            of.setdefault(row.custody.source.address, []).append(row)
+        for address, mine in of.items():
+            found = self._or_unknown(mine, self._once, router.wanted) if len(of) > 1 else None
+            if found is None:
+                log.warning("objects cost the limited child too much: their sender's have turns of their own", address=address)
+                self._costly[address] = 1
+            else:
+                self._route(mine, found, router, config)
+
+    def _turn(self, router: Router, config: Config) -> None:
+        """Some objects of one address; one at a time for as long as each costs much, more and more where they do not."""
+        address, count = next(iter(self._costly.items()))
+        del self._costly[address]
+        rows = self._ledger.unrouted(count, of=address)
+        if not rows:
+            return
+        began = self._clock.boot_ns()
+        found = self._or_unknown(rows, self._once if count > 1 else self._twice, router.wanted)
+        if found is not None:
+            self._route(rows, found, router, config)
+        spent = self._clock.boot_ns() - began
+        self._turn_at = began + (1 + OTHERS_FIRST) * spent
+        dear = found is None or spent > config.limits.child_seconds * SECOND / 2 or not all(each.readable for each in found)
+        if dear or 2 * count <= BATCH:
+            self._costly[address] = 1 if dear else 2 * count       # behind all others
+
+    def _route(self, rows: Sequence[ObjectRow], attributes: Sequence[Attributes], router: Router, config: Config) -> None:
         minute = minute_of_day(self._clock)
         admitted = {(a.title, a.address) for a in self._ledger.admitted()} \
             if any(listener.unknown == "hold" for listener in config.listeners) else ()
@@ -165,10 +211,10 @@ class RoutingThread:
         self._on_routed(frozenset(id for routing in routings for id in routing.destinations))
         self._indexing.add([(row.number, found) for row, found in zip(rows, attributes, strict=True)])
 
-    def _read_or_unknown(self, rows: Sequence[ObjectRow], wanted: frozenset[int]) -> list[Attributes]:
-        """What the objects say of themselves; all unknown where no child could be had twice."""
+    def _or_unknown(self, rows: Sequence[ObjectRow], read: Read, wanted: frozenset[int]) -> list[Attributes] | None:
+        """What the objects say of themselves; all unknown where no child could be had twice; None as `read` says."""
         try:
-            found = self._read(rows, wanted)
+            found = read(rows, wanted)
         except SandboxError as error:
             self._childless += 1
             if self._childless < 2:
@@ -176,14 +222,26 @@ class RoutingThread:
             log.error("no limited child: routing without tags", error=str(error), objects=len(rows))
             return [Attributes(readable=False)] * len(rows)
         self._childless = 0
-        for row, attributes in zip(rows, found, strict=True):
+        for row, attributes in zip(rows, found or (), strict=found is not None):
             if not attributes.readable:
                 log.warning("object cannot be read: it goes by its association, and to the defaults",
                             number=number_text(row.number))
         return found
 
+    def _once(self, rows: Sequence[ObjectRow], wanted: frozenset[int]) -> list[Attributes] | None:
+        """Attributes of the rows in their order; None where the child did not survive them. Fails as `_read`."""
+        return self._ask(rows, lambda child, places: child.once(places, wanted))
+
+    def _twice(self, rows: Sequence[ObjectRow], wanted: frozenset[int]) -> list[Attributes] | None:
+        return self._read(rows, wanted)
+
     def _read(self, rows: Sequence[ObjectRow], wanted: frozenset[int]) -> list[Attributes]:
-        """Attributes of the rows in their order; SandboxError where no child can be had, SpoolFault where no descriptor."""
+        """Attributes of the rows in their order, each object tried twice at most. SandboxError where no child can be had,
+        SpoolFault where no descriptor."""
+        return self._ask(rows, lambda child, places: child.tags(places, wanted)) or []
+
+    def _ask(self, rows: Sequence[ObjectRow], ask: Callable[[Child, list[Place]], list[Attributes] | None]
+             ) -> list[Attributes] | None:
         if self._child is None:
             limits = (self._compiled or self._config()).limits
             self._child = Child(limits.child_memory, limits.child_seconds)
@@ -201,7 +259,10 @@ class RoutingThread:
                     continue
                 places.append((descriptor, HEAD, row.custody.length, row.custody.transfer_syntax))
                 at.append(i)
-            for i, attributes in zip(at, self._child.tags(places, wanted), strict=True):
+            answers = ask(self._child, places)
+            if answers is None:
+                return None
+            for i, attributes in zip(at, answers, strict=True):
                 found[i] = attributes
         finally:
             for place in places:

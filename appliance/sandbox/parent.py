@@ -54,6 +54,14 @@ class Child:
                 found += self._batch(batch[start:start + frames.MOST_DESCRIPTORS], wanted)
             return found
 
+    def once(self, batch: list[Place], wanted: frozenset[int]) -> list[Attributes] | None:
+        """The same of at most 64 objects, tried once: None where the child did not survive it, whichever of them did it."""
+        with self._job():
+            try:
+                return self._ask(batch, wanted)
+            except _Died:
+                return None
+
     def recode(self, descriptor: int, offset: int, length: int, source: str, target: str) -> Iterator[bytes]:
         """The data set in the other syntax, piece by piece (see `dicom.recode`); SandboxError where it cannot be had.
 

@@ -7,7 +7,8 @@ came in by the same called title and port. The event holds what was decided.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from appliance.config.settings import Destination
@@ -30,10 +31,19 @@ _PENDING = frozenset({"waiting", "sending", "deferred"})
 
 
 class DeliveringVerbs(LedgerCore):
-    def unrouted(self, limit: int = 256) -> list[ObjectRow]:
-        """Objects that were not routed yet, in order of arrival (boot ordinal, time since boot)."""
+    def unrouted(self, limit: int = 256, *, of: str = "", but: Collection[str] = ()) -> list[ObjectRow]:
+        """Objects that were not routed yet, in order of arrival (boot ordinal, time since boot).
+
+        `of`: only those that came from that address; `but`: none that came from one of these.
+        """
+        where = ""
+        values: tuple[str, ...] = ()
+        if of or but:
+            where = f" AND json_extract(source, '$.address') {'IN' if of else 'NOT IN'} (SELECT value FROM json_each(?))"
+            values = (json.dumps([of] if of else sorted(but)),)
         return [object_row(row) for row in self._select(
-            f"SELECT {OBJECT_COLUMNS} FROM objects WHERE routed = 0 ORDER BY boot, since_boot, number LIMIT ?", (limit,))]
+            f"SELECT {OBJECT_COLUMNS} FROM objects WHERE routed = 0{where} ORDER BY boot, since_boot, number LIMIT ?",
+            (*values, limit))]
 
     def route(self, routings: Sequence[Routing], destinations: Iterable[Destination] = ()) -> None:
         """Let these objects be delivered. `destinations` (of the configuration) say `required`, `resend` and `conflict`.

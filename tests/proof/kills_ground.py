@@ -85,6 +85,9 @@ class InProcess:
     def __init__(self, memory: int, seconds: float) -> None:
         dictionary.load()
 
+    def once(self, batch: list[Place], wanted: frozenset[int]) -> list[Attributes]:
+        return self.tags(batch, wanted)
+
     def tags(self, batch: list[Place], wanted: frozenset[int]) -> list[Attributes]:
         answers: list[bytes] = []
         request = {"wanted": sorted(wanted), "objects": [place[1:] for place in batch]}

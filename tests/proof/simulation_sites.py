@@ -241,6 +241,9 @@ class SimChild:
     def __init__(self, memory: int, seconds: float) -> None:
         """Takes what the real one does."""
 
+    def once(self, places: Sequence[Place], wanted: Iterable[int]) -> list[Attributes]:
+        return self.tags(places, wanted)
+
     def tags(self, places: Sequence[Place], wanted: Iterable[int]) -> list[Attributes]:
         found = []
         for descriptor, offset, _, _ in places:

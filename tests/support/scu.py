@@ -129,6 +129,7 @@ class Scanner:
     timeout: float = 30.0
     max_send: int = 131072
     nodelay: bool = True
+    source: str = ""
     accepted: dict[tuple[str, str], int] = field(default_factory=dict)
     peer_max: int = 0
     _sock: socket.socket | None = None
@@ -158,7 +159,8 @@ class Scanner:
     def open(self) -> Scanner:
         """Connect and associate; Lost names the rejection."""
         try:
-            self._sock = socket.create_connection((self.address, self.port), self.timeout)
+            self._sock = socket.create_connection((self.address, self.port), self.timeout,
+                                                  source_address=(self.source, 0) if self.source else None)
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(self.nodelay))
             self._sock.sendall(associate_request(self.called, self.calling, self.contexts))
             kind, body = self._pdu()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from blake3 import blake3
@@ -19,6 +20,7 @@ from appliance.errors import LedgerFault, SandboxError
 from appliance.forward import router as routing
 from appliance.forward.router import RoutingThread
 from appliance.model import Attributes, Custody, DeliveryState, Priority
+from appliance.sandbox.parent import Place
 from appliance.spool import index as ix
 from appliance.spool.index import Index, Query, study_key
 from appliance.spool.ledger import Ledger
@@ -56,10 +58,11 @@ class Box:
     def new_router(self) -> RoutingThread:
         return RoutingThread(self.spool, self.ledger, self.clock, lambda: self.config, self.told.append)
 
-    def accept(self, data: bytes) -> Custody:
+    def accept(self, data: bytes, address: str = spools.SOURCE.address, syntax: str = spools.EXPLICIT) -> Custody:
         number = self.ledger.grant(self._owner, 1)
         custody = Custody(number, self.ledger.boot, self.clock.boot_ns(), self.clock.wall_ns(), spools.CT_CLASS,
-                          b"1.2.3.%d" % number, spools.EXPLICIT, len(data), blake3(data).digest(), spools.SOURCE)
+                          b"1.2.3.%d" % number, syntax, len(data), blake3(data).digest(),
+                          replace(spools.SOURCE, address=address))
         self.spool.object_path(number).write_bytes(build_head(custody) + data)
         self.ledger.accepted([custody])
         return custody
@@ -137,11 +140,62 @@ def test_the_child_may_die_at_any_time(box: Box) -> None:
     assert set(box.deliveries(second)) == {"stroke", "night"}, "its tags were read by another child"
 
 
+class Mortal:
+    """A child that dies of every object with BOMB in it; `reads` are the sizes of what it was asked for."""
+
+    reads: ClassVar[list[int]] = []
+    starts = 1
+
+    def __init__(self, memory: int, seconds: float) -> None:
+        """Takes what the real one does."""
+
+    def once(self, batch: list[Place], wanted: frozenset[int]) -> list[Attributes] | None:
+        self.reads.append(len(batch))
+        bad = [b"BOMB" in os.pread(descriptor, length, offset) for descriptor, offset, length, _ in batch]
+        return None if any(bad) else [Attributes({})] * len(batch)
+
+    def tags(self, batch: list[Place], wanted: frozenset[int]) -> list[Attributes]:
+        return self.once(batch, wanted) or [Attributes(readable=False)] * len(batch)
+
+    def close(self) -> None:
+        """There is no process."""
+
+
+def test_objects_that_the_child_dies_of_delay_only_their_senders(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "Child", Mortal)
+    Mortal.reads.clear()
+    bombs = [box.accept(b"BOMB%d" % n, "10.0.0.66") for n in range(20)]
+    good = [box.accept(data_set(n), "10.0.0.1") for n in range(200)]
+    also = [box.accept(b"BOMB again", "10.0.0.67")]
+    for _ in range(5):
+        box.router.step()
+    assert not any(row.custody.source.address == "10.0.0.1" for row in box.ledger.unrouted(300))
+    assert len([row for row in box.ledger.unrouted(300) if row.number in {b.number for b in bombs}]) >= 15
+    late = box.accept(data_set(1), "10.0.0.1")
+    box.router.step()
+    assert box.row(late).routed, "who comes while they have their turns does not wait behind them"
+    box.drain()
+    assert all("unreadable" in box.row(one).flags for one in bombs + also) and box.ledger.unrouted() == []
+    assert not any("unreadable" in box.row(one).flags for one in [*good, late])
+    assert not box.router._costly
+
+
+def test_an_address_that_sends_good_objects_again_is_like_all_others(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "Child", Mortal)
+    Mortal.reads.clear()
+    box.accept(b"BOMB", "10.0.0.66")
+    for n in range(100):
+        box.accept(data_set(n), "10.0.0.66")
+    box.drain()
+    assert box.ledger.unrouted() == []
+    assert Mortal.reads[:8] == [64, 1, 1, 2, 4, 8, 16, 32] and not box.router._costly
+
+
 def test_no_child_to_be_had_costs_two_tries_and_no_more(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     class NoChild:
         def __init__(self, memory: int, seconds: float) -> None: ...
         def close(self) -> None: ...
-        def tags(self, batch: object, wanted: object) -> object:
+        def once(self, batch: object, wanted: object) -> object:
             raise SandboxError("cannot be started")
 
     monkeypatch.setattr(routing, "Child", NoChild)
