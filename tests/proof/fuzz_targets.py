@@ -28,6 +28,7 @@ from appliance.sandbox.dictionary import vr_of
 from appliance.sandbox.inflate import inflating
 from appliance.sandbox.parent import _attributes
 from tests.support import dicom_bytes, dicom_oracle
+from tests.support.dicom_oracle import bare_uid
 from tests.support.upper_drive import Drive
 
 Target = Callable[[bytes], None]
@@ -96,16 +97,15 @@ def _association(kind: int, body: bytes) -> dict[str, object] | None:
         case pdu.ReleaseRequest() | pdu.ReleaseReply():
             return {}
         case pdu.AssociateRequest():
-            contexts: list[object] = [(c.id, c.abstract, list(c.syntaxes)) for c in value.contexts]
+            contexts: list[object] = [(c.id, bare_uid(c.abstract), [bare_uid(s) for s in c.syntaxes]) for c in value.contexts]
         case pdu.AssociateAccept():
-            contexts = [(c.id, c.result, c.syntax if c.result == 0 else "") for c in value.contexts]
+            contexts = [(c.id, c.result, bare_uid(c.syntax) if c.result == 0 else "") for c in value.contexts]
     request = isinstance(value, pdu.AssociateRequest)
-    # pynetdicom takes off leading spaces too, which no UID has
-    return {"application": value.application_context.strip(" "), "contexts": contexts,
+    return {"application": bare_uid(value.application_context), "contexts": contexts,
             "called": pdu.title_text(value.called).strip() if request else None,
             "calling": pdu.title_text(value.calling).strip() if request else None,
-            "max": value.max_length, "uid": value.implementation_uid, "version": value.implementation_version.strip(),
-            "roles": sorted((r.uid, r.scu, r.scp) for r in value.roles)}
+            "max": value.max_length, "uid": bare_uid(value.implementation_uid), "version": value.implementation_version.strip(),
+            "roles": sorted((bare_uid(r.uid), r.scu, r.scp) for r in value.roles)}
 
 
 # --- associations -----------------------------------------------------------------------------------------------------

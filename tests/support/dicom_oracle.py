@@ -27,9 +27,9 @@ Message = tuple[int, dict[int, bytes], bytes]
 """Presentation context, elements of the command set by number, data set."""
 
 
-def _uid(value: object) -> str:
-    """pynetdicom takes off one NUL or none; we take off all padding."""
-    return str(value or "").rstrip("\0 ")
+def bare_uid(value: object) -> str:
+    """A UID without padding: pynetdicom takes off one NUL or none and every blank that Python knows, we all NULs and spaces."""
+    return str(value or "").strip("\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0")
 
 
 def association(data: bytes) -> dict[str, Any] | None:
@@ -46,15 +46,15 @@ def association(data: bytes) -> dict[str, Any] | None:
         if data[0] in (5, 6):
             return {}
         user = decoded.user_information
-        contexts = [(c.context_id, _uid(c.abstract_syntax), [_uid(s) for s in c.transfer_syntax]) if data[0] == 1
-                    else (c.context_id, c.result, _uid(c.transfer_syntax) if c.result == 0 else "")
+        contexts = [(c.context_id, bare_uid(c.abstract_syntax), [bare_uid(s) for s in c.transfer_syntax]) if data[0] == 1
+                    else (c.context_id, c.result, bare_uid(c.transfer_syntax) if c.result == 0 else "")
                     for c in decoded.presentation_context]
         version = user.implementation_version_name
-        return {"application": _uid(decoded.application_context_name), "contexts": contexts,
+        return {"application": bare_uid(decoded.application_context_name), "contexts": contexts,
                 "called": decoded.called_ae_title.strip() if data[0] == 1 else None,
                 "calling": decoded.calling_ae_title.strip() if data[0] == 1 else None,
-                "max": user.maximum_length or 0, "uid": _uid(user.implementation_class_uid), "version": (version or "").strip(),
-                "roles": sorted((_uid(r.uid), bool(r.scu_role), bool(r.scp_role))
+                "max": user.maximum_length or 0, "uid": bare_uid(user.implementation_class_uid), "version": (version or "").strip(),
+                "roles": sorted((bare_uid(r.uid), bool(r.scu_role), bool(r.scp_role))
                                 for r in user.role_selection.values())}
     except Exception:  # noqa: BLE001 - an oracle may fail in any way it likes
         return None
