@@ -74,7 +74,7 @@ def pdus(data: bytes) -> None:
 def pdu_meaning(data: bytes) -> None:
     """Association PDUs: what both accept means the same to pynetdicom."""
     if data and data[0] in dicom_oracle.KINDS:
-        ours = _association(data[0], data[1:])
+        ours = association_meaning(data[0], data[1:])
         if ours is not None:
             whole = bytes((data[0], 0)) + struct.pack(">L", len(data) - 1) + data[1:]
             other = dicom_oracle.association(whole)
@@ -83,7 +83,7 @@ def pdu_meaning(data: bytes) -> None:
                 same(ours, other, "pynetdicom reads this PDU otherwise")
 
 
-def _association(kind: int, body: bytes) -> dict[str, object] | None:
+def association_meaning(kind: int, body: bytes) -> dict[str, object] | None:
     """Our reading in the oracle's words."""
     try:
         value = pdu.decode(kind, body)

@@ -53,7 +53,8 @@ def association(data: bytes) -> dict[str, Any] | None:
         return {"application": bare_uid(decoded.application_context_name), "contexts": contexts,
                 "called": decoded.called_ae_title.strip() if data[0] == 1 else None,
                 "calling": decoded.calling_ae_title.strip() if data[0] == 1 else None,
-                "max": user.maximum_length or 0, "uid": bare_uid(user.implementation_class_uid), "version": (version or "").strip(),
+                "max": user.maximum_length or 0, "uid": bare_uid(user.implementation_class_uid),
+                "version": (version or "").strip(),
                 "roles": sorted((bare_uid(r.uid), bool(r.scu_role), bool(r.scp_role))
                                 for r in user.role_selection.values())}
     except Exception:  # noqa: BLE001 - an oracle may fail in any way it likes

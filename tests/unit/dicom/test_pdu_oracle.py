@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from appliance.dicom import pdu
-from appliance.errors import PduError
+from tests.proof.fuzz_targets import association_meaning
 from tests.support import dicom_bytes as raw
 from tests.support import dicom_oracle
 from tests.support.dicom_mutations import ACCEPTS, REQUESTS, mutate
-
-
-def _our_meaning(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = pdu.decode(data[0], data[6:])
-    except PduError:
-        return None
-    match value:
-        case pdu.AssociateReject():
-            return {"reject": (value.result, value.source, value.reason)}
-        case pdu.Abort():
-            return {"abort": (value.source, value.reason)}
-        case pdu.ReleaseRequest() | pdu.ReleaseReply():
-            return {}
-        case pdu.AssociateRequest():
-            contexts: list[Any] = [(c.id, c.abstract, list(c.syntaxes)) for c in value.contexts]
-        case pdu.AssociateAccept():
-            contexts = [(c.id, c.result, c.syntax if c.result == 0 else "") for c in value.contexts]
-    request = isinstance(value, pdu.AssociateRequest)
-    return {"application": value.application_context, "contexts": contexts,
-            "called": pdu.title_text(value.called).strip() if request else None,
-            "calling": pdu.title_text(value.calling).strip() if request else None,
-            "max": value.max_length, "uid": value.implementation_uid, "version": value.implementation_version,
-            "roles": sorted((r.uid, r.scu, r.scp) for r in value.roles)}
 
 
 def _compare(data: bytes) -> bool:
     """True where both accepted it (and then agreed)."""
     if len(data) < 6 or data[0] not in dicom_oracle.KINDS or int.from_bytes(data[2:6], "big") != len(data) - 6:
         return False
-    ours, other = _our_meaning(data), dicom_oracle.association(data)
+    ours, other = association_meaning(data[0], data[6:]), dicom_oracle.association(data)
     if ours is None or other is None:
         return False
     assert ours == other, data.hex()
