@@ -12,19 +12,20 @@ what was picked goes back to its place.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Destination
 from appliance.forward.deferrals import Deferrals, Deferred
-from appliance.forward.pace import Pace
+from appliance.forward.further import Further
+from appliance.forward.pace import Allowance, Pace
+from appliance.forward.troubles import KNOWN_FAULTS, Trouble, Troubles
 from appliance.forward.work import Batch, Condition, Offer, Pause, Probe, Result
 from appliance.model import DeliveryState, Fault, Priority, number_text
-from appliance.policy import decide_after
-from appliance.schedule import BREAKER_FAULTS, Backoff, Breaker, Gate, Place, Queue, fail_over, hours, may_send
+from appliance.policy import canary, decide_after
+from appliance.schedule import BREAKER_FAULTS, Backoff, Breaker, Gate, Place, Queue, fail_over
 from appliance.spool.ledger import Ledger
 from appliance.spool.rows import Decision, Deferral, Parking, Queued
 from appliance.telemetry.log import Log
@@ -44,9 +45,6 @@ STREAK = 8
 RECENT = 600 * SECOND
 """An object that fails alone: what was stored this long before its first fault, and so many tries for this long, park it."""
 
-KNOWN_FAULTS = 4096
-"""Objects whose faults are remembered; of more, the oldest are forgotten, and then tried a few times more."""
-
 FAIL_OVER_BATCH = 256
 """Objects handed to the fail-over destination in one transaction."""
 
@@ -59,14 +57,6 @@ STREAK_BACKOFF = Backoff(cap=60 * SECOND)
 log = Log("forward")
 
 
-@dataclass(slots=True)
-class _Trouble:
-    """What is remembered of an object that failed: since when (boot ns), and how often the association broke under it."""
-
-    since: int
-    broke: int = 0
-
-
 class Desk:
     """One destination. Any thread may call."""
 
@@ -75,9 +65,7 @@ class Desk:
         self.id = destination.id
         self._ledger = ledger
         self._clock = clock
-        self._total = total
         self._random = random
-        self._minute = minute
         self._lock = threading.Lock()
         self._events: list[threading.Event] = []
         self._queue = Queue()
@@ -91,22 +79,19 @@ class Desk:
         self._refused: set[int] = set()      # different objects since the last one that was stored
         self._short: set[int] = set()        # the same, of those that were answered "out of resources"
         self._spared: set[int] = set()       # of those in hand: deferred alone, the destination goes on
-        self._troubles: dict[int, _Trouble] = {}
+        self._troubles = Troubles()
         self._claimed = 0
-        self._own = Pace(destination.rate_bytes, clock.boot_ns())
-        self._set(destination)
+        self._allowance = Allowance(destination, total, minute, clock.boot_ns(), LONG_PAUSE)
+        self._further = Further()
+        self.destination = destination
 
     # --- settings ---------------------------------------------------------------------------------------------------------
-
-    def _set(self, destination: Destination) -> None:
-        self.destination = destination
-        self._windows = [window for text in destination.hours if (window := hours(text)) is not None]
 
     def configure(self, destination: Destination) -> None:
         """New settings: they count from the next pick on, and what was put off is tried at once."""
         with self._lock:
-            self._set(destination)
-            self._own.change(destination.rate_bytes, self._clock.boot_ns())
+            self.destination = destination
+            self._allowance.change(destination, self._clock.boot_ns())
             self._breaker = self._breaker.retry_now()
         self.wake()
 
@@ -177,7 +162,7 @@ class Desk:
 
     # --- offers -----------------------------------------------------------------------------------------------------------
 
-    def next(self, *, above: Priority | None = None, probed: bool = False,
+    def next(self, lane: str = "", *, above: Priority | None = None, probed: bool = False,
              claiming: Callable[[Sequence[int]], None] = lambda numbers: None) -> Offer:
         """What a lane does now. Claims what it hands out. LedgerError.
 
@@ -187,6 +172,8 @@ class Desk:
         """
         with self._lock:
             now = self._clock.boot_ns()
+            if above is None:
+                self._further.asks(lane)
             if self._more:
                 self._load()
             self._take_up(self._deferred.due(now))
@@ -201,10 +188,15 @@ class Desk:
                 classes = [priority for priority in classes if priority < above]
             elif self._queue.highest(classes) is None:
                 self._take_up(self._deferred.early(classes))
-            objects = self._pick(classes, 1 if probed else self._share(), claiming)
+            objects = self._pick(classes, 1 if probed else self._share(lane, now), claiming)
             if objects:
-                return Batch(objects)
-            return Pause(0.0 if self._more else min(pause, self._next_due(now)))
+                self._further.took(lane)
+            else:
+                pause = 0.0 if self._more else min(pause, self._next_due(now))
+            more = self._further.wanted(now, len(self._queue))
+        if objects and more:
+            self.wake()
+        return Batch(objects) if objects else Pause(pause)
 
     def _seconds_to(self, until: int, now: int) -> float:
         return LONG_PAUSE if until <= now else (until - now) / SECOND
@@ -213,21 +205,17 @@ class Desk:
         due = self._deferred.next_due()
         return LONG_PAUSE if due is None else max(due - now, 0) / SECOND
 
-    def _share(self) -> int:
+    def _share(self, lane: str, now: int) -> int:
         """A window, or less where the lanes would otherwise take the work from one another."""
-        return max(1, min(self.destination.window, math.ceil(len(self._queue) / self.destination.associations)))
+        return min(self.destination.window, self._further.share(lane, now, len(self._queue)))
 
     def _allowed(self, now: int) -> tuple[list[Priority], float]:
         """The classes that may be sent now, and the seconds until that may change."""
-        minute = self._minute() if self._windows else None
-        if not may_send(self._windows, minute, Priority.ROUTINE):
-            return [Priority.TRAUMA], 60.0      # s; nobody tells us when the wall clock is set
-        wait = max(self._own.wait(now, Priority.ROUTINE), self._total.wait(now, Priority.ROUTINE))
-        return ([Priority.TRAUMA], wait / SECOND) if wait else (list(Priority), LONG_PAUSE)
+        return self._allowance.classes(now)
 
     def _pick(self, classes: Sequence[Priority], limit: int, claiming: Callable[[Sequence[int]], None]) -> tuple[Queued, ...]:
-        rates = [rate for rate in (self._own.rate, self._total.rate) if rate]
-        most = min(rates) * PACED_SECONDS if rates else None
+        rate = self._allowance.rate
+        most = rate * PACED_SECONDS if rate else None
         rows: list[Queued] = []
         length = 0
         try:
@@ -285,19 +273,32 @@ class Desk:
 
     # --- what became of it ------------------------------------------------------------------------------------------------
 
-    def stored(self, row: Queued) -> None:
+    def stored(self, row: Queued, lane: str = "") -> None:
         """An object is there (in memory; `settle` makes it durable): the gate opens for all lanes."""
         with self._lock:
             now = self._clock.boot_ns()
             self.stored_at = now
             self._refused.clear()
             self._short.clear()
-            self._own.spend(now, row.length, row.priority)
-            self._total.spend(now, row.length, row.priority)
+            self._allowance.spend(now, row.length, row.priority)
             self._troubles.pop(row.number, None)
             opened = self._up()
-        if opened:
+            works = self._further.works(lane)
+        if opened or works:
             self.wake()
+
+    def ended(self, lane: str) -> None:
+        """That lane has no association any more."""
+        with self._lock:
+            self._further.ended(lane)
+
+    def crowded(self, lane: str, text: str) -> bool:
+        """An association of that lane could not be had, or broke before it took anything: whether it was just one too many."""
+        with self._lock:
+            one_too_many = self._further.refused(lane, self._clock.boot_ns())
+        if one_too_many:
+            log.info("takes no further association", destination=self.id, why=text)
+        return one_too_many
 
     def _up(self) -> bool:
         was, self._breaker = self._breaker, self._breaker.after_success()
@@ -310,7 +311,7 @@ class Desk:
         """An object failed by its own fault. True where nothing else gets through either, and the lane should let go."""
         with self._lock:
             now = self._clock.boot_ns()
-            self._troubles.setdefault(row.number, _Trouble(now))
+            self._troubles.setdefault(row.number, Trouble(now))
             another = row.number not in self._refused and len(self._refused) < KNOWN_FAULTS
             if another:
                 self._refused.add(row.number)
@@ -381,7 +382,7 @@ class Desk:
         with self._lock:
             now = self._clock.boot_ns()
             decisions: dict[int, Decision] = {}
-            troubles: dict[int, _Trouble] = {}
+            troubles: dict[int, Trouble] = {}
             back: list[tuple[Queued, int, bool]] = [(row, 0, False) for row in rest]
             for result in results:
                 row, fault = result.queued, result.outcome.fault
@@ -391,7 +392,7 @@ class Desk:
                     decisions[row.number] = Deferral(0, result.outcome.text)
                     back.append((row, 0, False))
                     continue
-                trouble = self._troubles.get(row.number) or _Trouble(now)
+                trouble = self._troubles.get(row.number) or Trouble(now)
                 decision, trouble = self._decide(result, trouble, now)
                 decisions[row.number] = decision
                 if isinstance(decision, Deferral):
@@ -403,9 +404,7 @@ class Desk:
             for result in results:
                 self._troubles.pop(result.queued.number, None)
                 self._spared.discard(result.queued.number)
-            self._troubles.update(troubles)
-            while len(self._troubles) > KNOWN_FAULTS:
-                del self._troubles[next(iter(self._troubles))]
+            self._troubles.add(troubles)
             for row, until, hard in back:
                 if until > now:
                     self._deferred.put(row, until, hard=hard)
@@ -414,12 +413,12 @@ class Desk:
         if back:
             self.wake()
 
-    def _decide(self, result: Result, trouble: _Trouble, now: int) -> tuple[Decision, _Trouble]:
+    def _decide(self, result: Result, trouble: Trouble, now: int) -> tuple[Decision, Trouble]:
         row, outcome = result.queued, result.outcome
         if outcome.fault is not Fault.OBJECT:
             # What broke may have been this object's doing: others go first, for longer and longer; it is never given up.
             until = max(now, self._breaker.until) + BACKOFF.ceiling(trouble.broke + 1)
-            return Deferral(until, outcome.text), _Trouble(trouble.since, trouble.broke + 1)
+            return Deferral(until, outcome.text), Trouble(trouble.since, trouble.broke + 1)
         faults = row.faults + 1
         step = decide_after(outcome, faults, self._others_succeed(trouble, now), row.crashes)
         if step.state is DeliveryState.PARKED:
@@ -427,7 +426,7 @@ class Desk:
             return Parking(step.reason), trouble
         return Deferral(now + BACKOFF.delay(faults, self._random()), step.reason), trouble
 
-    def _others_succeed(self, trouble: _Trouble, now: int) -> bool:
+    def _others_succeed(self, trouble: Trouble, now: int) -> bool:
         """Whether this destination stores other objects meanwhile, so that the fault is the object's.
 
         Where it fails alone, with nothing else to send, what was stored shortly
@@ -491,8 +490,10 @@ class Desk:
 
     def _still_waiting(self, limit: int) -> list[Queued]:
         rows: list[Queued] = []
+        canaries: list[Queued] = []              # they are for this destination alone
         while len(rows) < limit and (place := self._queue.pick()) is not None:
-            row = self._row(place)
-            if row is not None:
-                rows.append(row)
+            if (row := self._row(place)) is not None:
+                (canaries if canary.is_canary(row.source) else rows).append(row)
+        for row in canaries:
+            self._queue.add(row.number, row.priority, row.study, row.seq)
         return rows

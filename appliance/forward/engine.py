@@ -353,7 +353,7 @@ class Forwarder:
     def _fill(self, place: _Place, destination: Destination) -> None:
         """Have as many lanes as it wants; those that cannot be made now are made at the next look."""
         maker = partial(self._transports, destination, self._spool, place.limits)
-        while len(place.lanes) < destination.associations:
+        while len(place.lanes) < (destination.associations if destination.type == "dimse" else 1):
             place.made += 1
             slot, note = self._under_way.take(destination.id)
             try:

@@ -117,6 +117,7 @@ class Lane:
             log.crash("a lane died", lane=self.name)
         finally:
             self._transport.close()
+            self.desk.ended(self.name)
             self.desk.leave(self.event)
             if not self._hand and not self._results:
                 self._on_ended()
@@ -157,6 +158,7 @@ class Lane:
             self._took(row, Outcome(row.number, Fault.OBJECT, text=text))
             self.desk.refused(row, text)
         self._stopped = False
+        self.desk.ended(self.name)
         self.desk.unproved()
         self._transport = self._make_transport()  # last, because it may fail: then this lane ends
 
@@ -168,10 +170,11 @@ class Lane:
         if self._due() or (self._hand and give_back):
             self._settle(give_back=give_back)
         if self._leaving:
+            self.desk.ended(self.name)
             return None
         if self._hand:
             return self._go_on()
-        offer = self.desk.next(claiming=self._claiming)
+        offer = self.desk.next(self.name, claiming=self._claiming)
         if isinstance(offer, Pause):
             return self._idle(offer.seconds)
         if isinstance(offer, Probe):
@@ -184,7 +187,7 @@ class Lane:
         """There are objects in hand that gave way: what is more urgent goes first, then these."""
         hand = list(self._hand.values())
         wait = self.desk.hold_up(hand[0])
-        offer = self.desk.next(above=min(row.priority for row in hand), claiming=self._claiming)
+        offer = self.desk.next(self.name, above=min(row.priority for row in hand), claiming=self._claiming)
         if isinstance(offer, Batch):
             self._gave_way.update(row.number for row in hand)
             self._send(offer.objects if wait else interleave(offer.objects, hand, self._urgent))
@@ -206,6 +209,7 @@ class Lane:
         left = self._used_at / SECOND + self.desk.destination.linger_seconds - now / SECOND
         if left <= 0:
             self._transport.close()
+            self.desk.ended(self.name)
             self._used_at = None
             return seconds
         return min(seconds, left)
@@ -213,6 +217,7 @@ class Lane:
     def _probe(self) -> None:
         """Half-open: one C-ECHO, then one object."""
         self._used_at = None
+        self.desk.ended(self.name)
         try:
             finding = self._transport.probe()
         except DeliveryError as error:
@@ -225,7 +230,7 @@ class Lane:
             self.desk.failed(finding.fault, finding.text)
             return
         try:
-            offer = self.desk.next(probed=True, claiming=self._claiming)
+            offer = self.desk.next(self.name, probed=True, claiming=self._claiming)
             if isinstance(offer, Batch):
                 self._send(offer.objects)
             elif isinstance(offer, Pause) and offer.seconds:
@@ -258,6 +263,8 @@ class Lane:
             lost = True
             if self._aborted:
                 self._let_go = "the forwarder stopped"
+            elif not self._told and self.desk.crowded(self.name, error.message):
+                self._let_go = error.message
             else:
                 self._failed(Fault(error.fault), error.status, error.message)
         except ObjectDamaged as error:
@@ -268,6 +275,8 @@ class Lane:
         finally:
             self._note.under_way(0)
             self._hand.update(behind)
+        if lost:
+            self.desk.ended(self.name)
         self._used_at = None if lost else self._clock.boot_ns()
         self._stopped = bool(self._hand) and not self._let_go
         if self._let_go or self._due():
@@ -283,9 +292,12 @@ class Lane:
         if row is None:
             return self._stopped
         self._told = outcome.fault is not None
+        if outcome.fault is Fault.DESTINATION and outcome.status is None and self.desk.crowded(self.name, outcome.text):
+            self._let_go, self._stopped = outcome.text or "refused", True
+            return True
         self._took(row, outcome)
         if outcome.fault is None:
-            self.desk.stored(row)
+            self.desk.stored(row, self.name)
         elif outcome.fault is Fault.DESTINATION and outcome.status is not None:
             if self.desk.short(row, outcome.fault, outcome.text):
                 self._let_go = outcome.text or "refused"

@@ -123,7 +123,7 @@ class Yard(Bench):
         """A lane at the desk of that destination, which is made if there is none."""
         id = destination if isinstance(destination, str) else destination.id
         desk = self.desks.get(id) or self.desk(destination)
-        lane = Lane(desk, lambda: FakeTransport(self.sites[id]), self.manual, f"lane {id}")
+        lane = Lane(desk, lambda: FakeTransport(self.sites[id]), self.manual, f"lane {id} {len(desk._events)}")
         desk.join(lane.event)
         return lane
 

@@ -138,14 +138,14 @@ def test_a_lost_kick_costs_a_second(works: Works) -> None:
 
 @pytest.mark.requirement("Configuration: a new generation is taken up without a restart")
 def test_new_changed_and_removed_destinations(works: Works) -> None:
-    works.destinations(Destination(id="a"), Destination(id="b"))
+    works.destinations(Destination(id="a", associations=1), Destination(id="b", associations=1))
     works.start()
     waiting = works.put(3, "c")
-    works.destinations(Destination(id="a"), Destination(id="b", port=2104), Destination(id="c"))
+    works.destinations(Destination(id="a", associations=1), Destination(id="b", port=2104, associations=1), Destination(id="c"))
     wait_until(lambda: works.states(waiting, "c") == {"sent"}, what="a new destination gets what waits for it")
     assert [destination.port for destination, _ in works.made if destination.id == "b"] == [104, 2104]
     assert len([d for d, _ in works.made if d.id == "a"]) == 1
-    works.destinations(Destination(id="a"), Destination(id="c"))
+    works.destinations(Destination(id="a", associations=1), Destination(id="c"))
     wait_until(lambda: works.forwarder and len(works.forwarder.conditions()) == 2)
     held = works.put(3, "b")
     also = works.put(1, "a")
@@ -164,20 +164,20 @@ def test_a_destination_that_changes_in_mid_window_gets_the_rest_by_its_new_setti
     numbers = works.put(20, "pacs")
     assert site.inside.wait(10)
     works.destinations(Destination(id="pacs", port=2104))
-    wait_until(lambda: len(works.made) == 2)
+    wait_until(lambda: len(works.made) == 4)                       # two lanes, and two in their place
     site.blocked.set()
     wait_until(lambda: works.states(numbers, "pacs") == {"sent"})
     assert sorted(site.stored) == numbers
 
 
 def test_changed_limits_of_the_child_make_new_transports(works: Works) -> None:
-    works.destinations(Destination(id="pacs"))
+    works.destinations(Destination(id="pacs", associations=1))
     works.start()
-    works.destinations(Destination(id="pacs"), limits=Limits(rate_bytes=10**9))
+    works.destinations(Destination(id="pacs", associations=1), limits=Limits(rate_bytes=10**9))
     numbers = works.put(1, "pacs")
     wait_until(lambda: works.states(numbers, "pacs") == {"sent"})
     assert len(works.made) == 1 and works.forwarder is not None and works.forwarder._total.rate == 10**9
-    works.destinations(Destination(id="pacs"), limits=Limits(child_seconds=9.0))
+    works.destinations(Destination(id="pacs", associations=1), limits=Limits(child_seconds=9.0))
     wait_until(lambda: len(works.made) == 2)
 
 

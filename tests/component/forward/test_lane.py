@@ -546,13 +546,18 @@ def test_a_lane_that_leaves_gives_back_what_it_did_not_touch(yard: Yard) -> None
 def test_lanes_of_one_destination_share_its_work(yard: Yard) -> None:
     entry = Destination(id="pacs", associations=4)
     lanes = [yard.lane(entry) for _ in range(4)]
-    yard.put(40)
+    yard.put(200)
+    lanes[0].step()
+    assert len(yard.sites["pacs"].stored) == entry.window
+    for lane in lanes[1:]:                                         # each tries its association with one object
+        lane.step()
+    assert len(yard.sites["pacs"].stored) == entry.window + 3
     for lane in lanes:
         lane.step()
-    assert len(yard.sites["pacs"].stored) >= 27 and len(yard.sites["pacs"].stored) < 40
+    assert entry.window + 3 + 4 * 20 < len(yard.sites["pacs"].stored) < 200
     assert len(set(yard.sites["pacs"].stored)) == len(yard.sites["pacs"].stored)
     yard.turn(lanes[0])
-    assert len(yard.sites["pacs"].stored) == 40
+    assert len(yard.sites["pacs"].stored) == 200
 
 
 def test_only_one_lane_probes(yard: Yard) -> None:
