@@ -215,10 +215,11 @@ class Secure:
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 return total, True       # closed without a word of TLS: PDUs have lengths, so nothing is cut off unnoticed
             except ssl.SSLError as e:
-                if total:
-                    return total, False      # it will be said again
                 if "UNEXPECTED_EOF" in (e.reason or ""):
-                    return 0, True
+                    return total, True
+                self._broken = e             # OpenSSL says it once, and an end of the stream from then on
+                if total:
+                    return total, False
                 raise in_words(e, self._whose) from None
             else:
                 waiting = self._out.pending

@@ -95,10 +95,13 @@ def admit(listener: Listener, peers: Sequence[Peer], admitted: Admitted, calling
     """
     calling, called = calling.strip(" \0"), called.strip(" \0")
     peer = _find(listener, peers, calling, address, proven)
-    if not (peer is not None and peer.titles) and not _by_person(admitted, calling, address):
+    if not (peer is not None and peer.titles):
         bound = _bound(peers, calling, proven)
         if bound is not None:
-            return _reject(CALLING_NOT_RECOGNISED, "", _not_proven(bound, calling, address, proven))
+            named = _find(listener, [each for each in peers if each.titles], calling, address, proven)
+            if named is None and not _by_person(admitted, calling, address):
+                return _reject(CALLING_NOT_RECOGNISED, "", _not_proven(bound, calling, address, proven))
+            peer = named or peer
     if peer is not None and peer.action == "refuse":
         text = f"{_who(calling, address)} is refused by [[peer]] {peer.id} (action = \"refuse\")."
         return _reject(CALLING_NOT_RECOGNISED, peer.id, text)
