@@ -26,6 +26,8 @@ from appliance.telemetry.log import Log
 PERIOD_SECONDS = 10.0
 """Pause between two looks at what is due."""
 
+FIRST_SECONDS = 1.0
+
 TOLD_AFTER = 3
 """A list that cannot be fetched is an alarm after so many failures; that it grows old is one anyway."""
 
@@ -43,7 +45,9 @@ class Renewals:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set."""
-        while not self._clock.wait(stop, PERIOD_SECONDS):
+        pause = FIRST_SECONDS
+        while not self._clock.wait(stop, pause):
+            pause = PERIOD_SECONDS
             try:
                 self.step(stop)
             except DcmgateError as error:

@@ -91,13 +91,13 @@ class Store:
         return Material(id, folder, key, chain, trust, crl, int.from_bytes(digest.digest()))
 
 
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    """Differs whenever the file was replaced; None where there is none."""
+def _mark(path: Path) -> tuple[int, int, int, int] | None:
+    """Differs whenever the file was replaced, or its mode changed; None where there is none."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size, stat.st_mode
 
 
 class Writer:
