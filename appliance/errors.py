@@ -21,6 +21,7 @@
      │         └── LedgerBusy       it was not our turn in time, or the disk is full: nothing changed, try again
      ├── DeliveryError              one attempt at one destination failed; carries a fault class
      ├── CertificateError           a certificate, key, request or revocation list cannot be used or kept
+     ├── TunnelError                a tunnel cannot be set up or run
      ├── SandboxError               the limited child died, timed out or answered nonsense
      └── ControlError               the keeper refused or cannot be reached
           └── KeeperUnreachable     it cannot be asked, or does not answer
@@ -164,6 +165,10 @@ class DeliveryError(DcmgateError):
 
 class CertificateError(DcmgateError):
     """A certificate, key, request or revocation list cannot be used or kept."""
+
+
+class TunnelError(DcmgateError):
+    """A tunnel cannot be set up or run."""
 
 
 class SandboxError(DcmgateError):

@@ -30,6 +30,7 @@ from appliance.cli import (
     spool_commands,
     stage_commands,
     status_command,
+    tunnel_command,
 )
 from appliance.cli.context import Site
 from appliance.config.findings import did_you_mean
@@ -40,7 +41,8 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
-            send_command, config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands)
+            send_command, config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands,
+            tunnel_command)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

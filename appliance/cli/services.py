@@ -207,7 +207,7 @@ class Stage(Protocol):
     def stop(self) -> object: ...
 
 
-ALL = ("keeper", "forwarder", "receiver")
+ALL = ("keeper", "tunnels", "forwarder", "receiver")
 """In the order of their start: whoever takes in comes last, and stops first."""
 
 
@@ -299,6 +299,11 @@ class _Beside:
         return self._forwarder.stop()
 
 
+def _tunnels(working: Working, clock: Clock, together: bool) -> Stage:
+    from appliance.tunnel.runner import Runner
+    return Runner(working.source, clock)
+
+
 def _receiver(working: Working, clock: Clock, together: bool) -> Stage:
     from appliance.receive import Receiver
     workers = working.source().spool.receivers or 1 if together else None
@@ -306,4 +311,4 @@ def _receiver(working: Working, clock: Clock, together: bool) -> Stage:
 
 
 _BUILDERS: Mapping[str, Callable[[Working, Clock, bool], Stage]] = {
-    "keeper": _keeper, "forwarder": _forwarder, "receiver": _receiver}
+    "keeper": _keeper, "tunnels": _tunnels, "forwarder": _forwarder, "receiver": _receiver}

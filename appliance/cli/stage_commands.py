@@ -21,7 +21,7 @@ from appliance.clock import SWITCH_SECONDS
 from appliance.errors import DcmgateError
 
 STAGES = {
-    "run": ("everything in one process", ("keeper", "forwarder", "receiver")),
+    "run": ("everything in one process", ("keeper", "tunnels", "forwarder", "receiver")),
     "receiver": ("take associations from scanners", ("receiver",)),
     "forwarder": ("route, and deliver to destinations", ("forwarder",)),
     "keeper": ("confirm, retire, alarms, configuration, control socket", ("keeper",)),

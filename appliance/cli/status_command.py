@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits, tls_counts
+from appliance.cli import exits, tls_counts, tunnel_status
 from appliance.cli.context import Site
 from appliance.cli.text import bar, cut, plural, safe, size, span, table, when
 from appliance.model import DeliveryState, Severity, SpaceState
@@ -120,6 +120,7 @@ class Look:
                                                     told["state"], self._clock.boot_ns()),
                               "tls_refused": tls_counts.refused(handshakes, REFUSED_THERE, told["destination"])}
                              for told in self._destinations(counts, conditions)],
+            "tunnels": tunnel_status.facts(opened.config, opened.run, keeper=opened.keeper_answers()),
             "studies": [self._study(row) for row in ledger.studies(studies)],
             "alarms": self._alarms(),
         }
@@ -183,7 +184,7 @@ class Look:
         for listener in facts["listeners"]:
             if text := tls_counts.line(listener):
                 lines.append(site.warn(text) if "legacy" in listener else text)
-        lines += ["", *self._destination_lines(facts["destinations"])]
+        lines += ["", *self._destination_lines(facts["destinations"]), *tunnel_status.lines(site, facts["tunnels"])]
         if facts["studies"]:
             lines += ["", *self._study_lines(facts["studies"])]
         return lines

@@ -45,6 +45,7 @@ from appliance.spool.space import held, measure
 from appliance.telemetry.alarms import Notifier
 from appliance.telemetry.log import Log
 from appliance.telemetry.notify import alive
+from appliance.tunnel.watch import Watch
 
 ROUND_SECONDS = 10.0
 LEAST_SECONDS = 1.0
@@ -105,6 +106,7 @@ class Keeper:
         self._witness_agrees = True
         self._certificates = Certificates(clock)
         self._renewals = Renewals(config, clock, random or Random())
+        self.tunnels = Watch(config, clock, self._run)
         self._board = Board(self.ledger, clock, self._tell)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -192,6 +194,7 @@ class Keeper:
         self._task("configuration", self._look_at_file, every=CONFIGURATION_SECONDS)
         self._task("confirm", self._follow)
         self._task("witness", self._keep_witness, every=WITNESS_SECONDS)
+        self._task("tunnels", self.tunnels.step)
         self._task("checkpoint", lambda: self.ledger.checkpoint(), every=CHECKPOINT_SECONDS)
         self._task("alarms", lambda: self._board.show(self.findings()))
 
@@ -309,6 +312,7 @@ class Keeper:
         yield from findings.legacy_alarms(config, self.ledger.knocks(1000, only=[LEGACY]), self._clock.wall_ns())
         yield from self._certificates.alarms(config)
         yield from self._renewals.alarms(config)
+        yield from self.tunnels.alarms()
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))
