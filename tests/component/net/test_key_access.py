@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -17,37 +16,13 @@ from appliance.net.certstore import Store, Writer
 from appliance.net.tls import PROFILES, client_context, server_context
 from appliance.policy.certificates import Check, Wanted, examine
 from tests.support.pki import Authority, pem
+from tests.support.users import as_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
 
 KEEPER, RECEIVER, MANAGER = 61001, 61002, 61003
 KEYS = 61010
 """The group of those who talk TLS."""
-
-
-def as_user(user: int, groups: list[int], work: Callable[[], object]) -> object:
-    """What `work` gives in a process of that user; "no" where it is not permitted."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer: object = "died"
-        try:
-            os.setgroups(groups)
-            os.setgid(user)
-            os.setuid(user)
-            os.umask(0)
-            answer = work()
-        except PermissionError:
-            answer = "no"
-        except BaseException as e:  # noqa: BLE001  it ends here, whatever it is, and says so
-            answer = f"{type(e).__name__}: {e}"
-        finally:
-            os.write(writer, json.dumps(answer).encode())
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
-        return json.loads(pipe.read())
 
 
 @pytest.fixture
