@@ -112,7 +112,8 @@ class Destination:
     server_name: str = setting("", "Name that its certificate must carry; empty: `address`.")
     pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which its certificate must have one, besides being "
                                     "trusted; empty: any.")
-    proxy: str = setting("", "HTTP proxy, host:port, through whose CONNECT it is reached; empty: none.")
+    proxy: str = setting("", "HTTP proxy, host:port, through whose CONNECT it is reached; empty: none; its user name and password "
+                         "are kept by `dcmgate proxy password`.")
     echo_minutes: float = setting(15.0, "A C-ECHO is sent this often (dimse); 0: never.", unit="min", low=0)
     canary_minutes: float = setting(0.0, "A marked test object is delivered this often, to prove the whole path; 0: never.",
                                     unit="min", low=0)
@@ -178,10 +179,13 @@ class Tunnel:
     trust: str = setting("", "The [[certificate]] whose trust anchors the other end's must come from; empty: `certificate`; "
                          "\"system\": the authorities that the system trusts.")
     server_name: str = setting("", "Side `client`: name that the server's certificate must carry; empty: that in `connect`.")
-    pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which the other end's certificate must have one; "
-                                    "empty: any.")
-    proxy: str = setting("", "Side `client`: HTTP proxy, host:port, through whose CONNECT it leads; empty: none.")
-    check: str = setting("tcp", "What proves that it is up: a connection through it, or a C-ECHO.", choices=("tcp", "echo"))
+    pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which the other end's certificate must have one, "
+                                    "besides being trusted; empty: any. A server's certificate is fetched by it, a client's is "
+                                    "given with `dcmgate tunnel ID --pin FILE`.")
+    proxy: str = setting("", "Side `client`: HTTP proxy, host:port, through whose CONNECT it leads; empty: none; its user "
+                         "name and password are kept by `dcmgate proxy password`.")
+    check: str = setting("tcp", "What proves that it is up, every five minutes: a connection through it, or a C-ECHO.",
+                         choices=("tcp", "echo"))
     called: str = setting("", "Called AE title of that C-ECHO.")
     calling: str = setting("DCMGATE", "Calling AE title of that C-ECHO.")
 
