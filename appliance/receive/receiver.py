@@ -79,6 +79,8 @@ class Receiver:
         self._heard = 0
         self._condition: health.Condition | None = None
         self._thread: threading.Thread | None = None
+        self._changed = threading.Event()
+        self._teller: threading.Thread | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -106,6 +108,8 @@ class Receiver:
         self._tell()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
+        self._teller = threading.Thread(target=self._tell_changes, name="receiver-tells", daemon=True)
+        self._teller.start()
         log.info("receiver is ready", ports=" ".join(f"{bound.listener}:{bound.port}" for bound in self._bound.values()),
                  processes=self._processes)
 
@@ -136,8 +140,10 @@ class Receiver:
             self._guard.stop()
         self._stopped = True
         self._ticked.set()
-        if self._thread is not None:
-            self._thread.join(10)
+        self._changed.set()
+        for thread in (self._thread, self._teller):
+            if thread is not None:
+                thread.join(10)
         health.write(self._run_dir, "", ())      # the next one finds out for itself how the disk is
         self._front.stop()
         self._close_ports()
@@ -210,6 +216,7 @@ class Receiver:
         """The guard's tick. The accepting thread hears of it whatever this thread or the disk are at."""
         self._front.call(self._hear)
         self._ticked.set()
+        self._look()
 
     def _hear(self) -> None:
         """Called by the front: its loop goes round. It feeds the watchdog, and nothing else does."""
@@ -218,7 +225,6 @@ class Receiver:
             alive("receiver")
 
     def _tick(self) -> None:
-        self._tell()
         try:
             config = self._source()
         except DcmgateError as e:
@@ -228,11 +234,31 @@ class Receiver:
             self._configure(config)
         if self._crew is not None:
             self._front.call(self._crew.tick)
-        self._tell()
+        self._look()
+
+    def _look(self) -> None:
+        """Have what changed told. Does not block."""
+        if self._found() != self._condition:
+            self._changed.set()
+
+    def _found(self) -> health.Condition:
+        return health.Condition(self.out_of_intake, tuple(self.problems))
+
+    def _tell_changes(self) -> None:
+        """A thread of its own: the tick may hang on the disk of which there is something to tell."""
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            if self._stopped:
+                return
+            try:
+                self._tell()
+            except Exception:  # noqa: BLE001 top of a thread: what comes next is told all the same
+                log.crash("the state of intake could not be told")
 
     def _tell(self) -> None:
         """Publish whether anything is taken in, where that has changed; the keeper raises the alarm."""
-        condition = health.Condition(self.out_of_intake, tuple(self.problems))
+        condition = self._found()
         if condition == self._condition:
             return
         if condition.out_of_intake:

@@ -12,7 +12,7 @@ import pytest
 from appliance.clock import SystemClock
 from appliance.config.settings import Config, Control, Listener
 from appliance.config.settings import Spool as SpoolSettings
-from appliance.receive import Receiver
+from appliance.receive import Receiver, health
 from appliance.receive.limits import Limits
 from appliance.spool.layout import Spool
 from appliance.telemetry import notify
@@ -105,3 +105,23 @@ def test_a_worker_that_stands_still_gates_it_while_the_accept_loop_goes_round(bo
     rounds = receiver._front.rounds
     wait_until(lambda: fed(pings) == 0, 20, "silence")
     assert receiver._front.rounds > rounds
+
+
+@pytest.mark.requirement("hazard: a disk that hangs")
+def test_a_tick_that_hangs_on_the_disk_keeps_nothing_from_being_told(box, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver, _, source = box
+    asked, over = threading.Event(), threading.Event()
+    fine = source[0]
+
+    def hang() -> Config:
+        asked.set()
+        over.wait(60)
+        return fine()
+
+    source[0] = hang
+    try:
+        assert asked.wait(20)
+        monkeypatch.setattr(receiver._worker.door, "stuck", lambda: "the disk has not answered")
+        wait_until(lambda: health.read(receiver._run_dir).out_of_intake == "the disk has not answered", 20, "what is told")
+    finally:
+        over.set()
