@@ -83,6 +83,9 @@ class Est:
         self.issued.append(made)
         return made
 
+    def pkcs7(self, *found: x509.Certificate) -> bytes:
+        return pkcs7_of(*found)
+
     def certificates(self) -> list[x509.Certificate]:
         return [self.issuer.certificate, *([self.ca.certificate] if self.issuer is not self.ca else []), *self.more]
 
@@ -155,7 +158,7 @@ def _handler(est: Est) -> type[BaseHTTPRequestHandler]:
             if est.mode != "good" and est.only in ("", what):
                 getattr(self, f"_as_{est.mode}")(asked)
             elif what == "cacerts":
-                self.answer(200, pkcs7_of(*est.certificates()))
+                self.answer(200, est.pkcs7(*est.certificates()))
             else:
                 self._enroll(asked)
 
@@ -173,7 +176,7 @@ def _handler(est: Est) -> type[BaseHTTPRequestHandler]:
             elif not (asked.shown or asked.user):
                 self.answer(401, b"who is there?", "text/plain", WWW_Authenticate='Basic realm="est"')
                 return
-            self.answer(200, pkcs7_of(est.issue(asked.request)), "application/pkcs7-mime; smime-type=certs-only")
+            self.answer(200, est.pkcs7(est.issue(asked.request)), "application/pkcs7-mime; smime-type=certs-only")
 
         # --- as bad as servers get ------------------------------------------------------------------------------------
 
