@@ -112,8 +112,8 @@ class Destination:
     server_name: str = setting("", "Name that its certificate must carry; empty: `address`.")
     pins: tuple[str, ...] = setting((), "SHA-256 fingerprints (hex) of which its certificate must have one, besides being "
                                     "trusted; empty: any.")
-    proxy: str = setting("", "HTTP proxy, host:port, through whose CONNECT it is reached; empty: none; its user name and password "
-                         "are kept by `dcmgate proxy password`.")
+    proxy: str = setting("", "HTTP proxy, host:port, through whose CONNECT it is reached; empty: none; its user name and "
+                         "password are kept by `dcmgate proxy password`.")
     echo_minutes: float = setting(15.0, "A C-ECHO is sent this often (dimse); 0: never.", unit="min", low=0)
     canary_minutes: float = setting(0.0, "A marked test object is delivered this often, to prove the whole path; 0: never.",
                                     unit="min", low=0)
