@@ -191,6 +191,17 @@ def test_our_certificate_is_refused_there(ends: Ends, tmp_path: Path) -> None:
             assert not found.up and found.hop == "tls" and "our_certificate" in found.cause, found
 
 
+@pytest.mark.parametrize("check", ["echo", "tcp"])
+def test_a_far_end_that_answers_and_a_tunnel_that_does_not_lead_there(ends: Ends, tmp_path: Path, check: str) -> None:
+    """stunnel has read other trust anchors than those that are there by now: the hop is the tunnel itself."""
+    pki.place(ends.state, "box", trust=[ends.other])
+    with peers.storescp(tmp_path / "scp", options=ends.tls()) as scp, \
+            ends.tunnel(scp.port, check=check, called="STORESCP" if check == "echo" else "") as tunnel:
+        pki.place(ends.state, "box", trust=[ends.ca])
+        found = prove(tunnel.entry, ends.state)
+        assert not found.up and (found.hop, found.cause) == ("tunnel", "closed"), found
+
+
 def _old(version: str) -> list[str]:
     return [version, "-cipher", "ALL:@SECLEVEL=0"]
 
