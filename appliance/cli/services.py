@@ -11,7 +11,9 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from random import random
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.clock import Clock, SystemClock
@@ -274,9 +276,12 @@ def _keeper(working: Working, clock: Clock, together: bool) -> Stage:
 
 def _forwarder(working: Working, clock: Clock, together: bool) -> Stage:
     from appliance.forward.engine import Forwarder
-    from appliance.health import Monitor
+    from appliance.forward.router import minute_of_day
+    from appliance.health import Canaries, Monitor
     forwarder = Forwarder(working.source, working.spool, clock)
-    return _Beside(forwarder, Monitor(working.source, clock, working.run, forwarder.traffic, forwarder.troubled))
+    canaries = Canaries(working.spool, clock, working.run, random, partial(minute_of_day, clock))
+    return _Beside(forwarder, Monitor(working.source, clock, working.run, forwarder.traffic, forwarder.troubled,
+                                      canaries=canaries))
 
 
 class _Beside:

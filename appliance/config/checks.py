@@ -191,6 +191,9 @@ def _destinations(findings: Findings, config: Config) -> None:
             if getattr(destination, title):
                 _title(findings, (*path, title), getattr(destination, title))
         _windows(findings, (*path, "hours"), destination.hours)
+        if destination.canary_minutes > 0 and destination.type == "dimse" and not (destination.called and destination.calling):
+            findings.wrong((*path, "canary_minutes"), "a canary has titles of its own, and no scanner's",
+                           "write `called` and `calling`, or leave it out")
         if destination.proof == "commitment":
             findings.wrong((*path, "proof"), "storage commitment comes with a later release", 'write "readback" or "status"')
     if config.destinations and any(d.default for d in config.destinations):

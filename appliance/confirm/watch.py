@@ -12,6 +12,7 @@ from appliance.clock import SECOND, Clock
 from appliance.config.settings import Destination
 from appliance.confirm.proof import PAUSES, Evidence, Proof, Unavailable, Verdict, pause
 from appliance.model import Alarm, Severity, number_text
+from appliance.policy.canary import is_canary
 from appliance.schedule import Backoff
 from appliance.spool.ledger import Ledger
 from appliance.spool.rows import Confirmation, Sent
@@ -51,12 +52,25 @@ class ByTime:
         self._ledger = ledger
         self._age = int(destination.status_days * _DAY)
         self._more = False
+        self._seen = (-1, 0)
 
     def step(self) -> int:
+        canaries = self._canaries() if self._destination.canary_minutes > 0 else 0
         due = self._ledger.to_confirm(self._destination.id, BATCH, until=self._ledger.powered_on() - self._age)
         self._more = len(due) == BATCH
         text = f"status: stored {self._destination.status_days:g} days ago, and not heard otherwise"
-        return self._ledger.confirm([Confirmation(each.number, self._destination.id, text) for each in due])
+        return canaries + self._ledger.confirm([Confirmation(each.number, self._destination.id, text) for each in due])
+
+    def _canaries(self) -> int:
+        """A test object has done all it is for when it was stored."""
+        if self._seen < (0, 0):
+            self._seen = (self._ledger.powered_on() - _DAY, 0)
+        found: list[Confirmation] = []
+        while rows := self._ledger.to_confirm(self._destination.id, BATCH, after=self._seen):
+            self._seen = (rows[-1].sent_on, rows[-1].number)
+            found += [Confirmation(row.number, self._destination.id, "status: a canary, stored")
+                      for row in rows if is_canary(row.source)]
+        return self._ledger.confirm(found)
 
     def wait(self) -> float:
         if self._more:

@@ -14,6 +14,9 @@ IMPLEMENTATION_VERSION = "DCMGATE_0_1"
 PRIVATE_INFORMATION_CREATOR = f"{ROOT}.2"
 """Private Information Creator UID (0002,0100) of the custody record."""
 
+CANARY_INSTANCE, CANARY_STUDY, CANARY_SERIES = f"{ROOT}.3", f"{ROOT}.4", f"{ROOT}.5"
+"""Roots of the UIDs of test objects: 18 digits follow."""
+
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
 # Transfer syntaxes (PS3.5 annex A)

@@ -2,6 +2,7 @@
 else does. Runs beside the forwarder, which owns the connections outwards; the keeper raises the alarms.
 """
 
+from appliance.health.canaries import Canaries
 from appliance.health.monitor import Monitor
 
-__all__ = ["Monitor"]
+__all__ = ["Canaries", "Monitor"]

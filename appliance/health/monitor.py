@@ -1,6 +1,7 @@
 """Monitor: the stage that looks after the destinations' health, in the process of the forwarder.
 
     traffic      what the forwarder has stored there counts as much as a C-ECHO
+    canaries     test objects through the whole path, for destinations that want them
     look         a walk by `probe`: at its time, or while the forwarder has trouble with the destination, to name the hop
     publish      `health.json`, which keeper and `status` read
 
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config, Destination
+from appliance.errors import LedgerError
 from appliance.health import published
+from appliance.health.canaries import Canaries
 from appliance.health.reach import FIRST, Reach, delivered, looked, pause
 from appliance.net import kick
 from appliance.probe import Report, of_destination, walk
@@ -40,13 +43,14 @@ class Monitor:
     """`start`, then `stop`, once. `walker` is `probe.walk` unless given (tests)."""
 
     def __init__(self, config: Callable[[], Config], clock: Clock, run: Path, traffic: Traffic, troubled: Troubled, *,
-                 walker: Callable[[Destination, str], Report] | None = None,
+                 canaries: Canaries | None = None, walker: Callable[[Destination, str], Report] | None = None,
                  random: Callable[[], float] = chance.random) -> None:
         self._config = config
         self._clock = clock
         self._run = run
         self._traffic = traffic
         self._troubled = troubled
+        self._canaries = canaries
         self._walker = walker or _walk
         self._random = random
         self._lock = threading.Lock()
@@ -71,7 +75,10 @@ class Monitor:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(10)
-        return self._thread is None or not self._thread.is_alive()
+        ended = self._thread is None or not self._thread.is_alive()
+        if ended and self._canaries is not None:
+            self._canaries.close()
+        return ended
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
@@ -103,6 +110,11 @@ class Monitor:
             if begin:
                 self._begin(destination)
         self._known_trouble = set(troubled)
+        if self._canaries is not None:
+            try:
+                self._canaries.round(self._config())
+            except LedgerError as error:
+                log.error("test objects are not looked after", why=error.message)
         self._publish()
 
     def _configure(self) -> None:
@@ -156,10 +168,10 @@ class Monitor:
 
     def _publish(self) -> None:
         with self._lock:
-            state = tuple(self._reaches.values())
+            state = tuple(self._reaches.values()), self._canaries.state() if self._canaries is not None else ()
         if state != self._told:
             self._told = state
-            published.write(self._run, state, ())
+            published.write(self._run, *state)
             kick.send(self._run / kick.KEEPER)
 
 

@@ -56,9 +56,11 @@ class Requestor:
     def contexts(self) -> dict[int, AcceptedContext]:
         return self._layer.contexts
 
-    def associate(self, called: str, calling: str, contexts: Sequence[pdu.ProposedContext], deadline: float) -> Accepted:
+    def associate(self, called: str, calling: str, contexts: Sequence[pdu.ProposedContext], deadline: float,
+                  identity: pdu.UserIdentity | None = None) -> Accepted:
         """`deadline` in monotonic seconds, as everywhere here."""
-        request = pdu.AssociateRequest(pdu.title_bytes(called), pdu.title_bytes(calling), tuple(contexts), RECEIVE_PDU)
+        request = pdu.AssociateRequest(pdu.title_bytes(called), pdu.title_bytes(calling), tuple(contexts), RECEIVE_PDU,
+                                       user_identity=identity)
         self._send(self._layer.request(request), deadline)
         event = self._next(deadline)
         if isinstance(event, Rejected):

@@ -23,8 +23,10 @@ from appliance.dicom.negotiation import is_storage, unacceptable
 from appliance.dicom.pdu import AssociateRequest, title_text
 from appliance.errors import LedgerError, SpoolError
 from appliance.model import Priority, escape
+from appliance.net import sidedoor
 from appliance.net.tls import CURRENT_SUITES, CURRENT_VERSIONS
-from appliance.policy import Admission, Space, Verdict, admit, storage_admitted
+from appliance.policy import Admission, Space, Verdict, admit, canary, storage_admitted
+from appliance.policy.admission import CALLING_NOT_RECOGNISED
 from appliance.policy.handshakes import LEGACY, REFUSED, by_legacy, refused
 from appliance.receive.asking import Asker
 from appliance.receive.front import Arrival
@@ -125,6 +127,8 @@ class Door:
         code = unacceptable(request)
         if code is not None:
             return Answer(code, "protocol version or application context is not that of DICOM")
+        if arrival.listener == canary.LISTENER:
+            return self._by_the_side(arrival, request)
         config = self.config
         listener = next((entry for entry in config.listeners if entry.id == arrival.listener), None)
         if listener is None:
@@ -135,6 +139,15 @@ class Door:
             outcome = "reject" if answer.code is not None else str(admission.verdict)
             self._remember(Knock(calling, called, arrival.address, outcome, f"{answer.text} {_proposal(request)}"))
         return answer
+
+    def _by_the_side(self, arrival: Arrival, request: AssociateRequest) -> Answer:
+        """One of our own canaries, or somebody on this box who has found the port. Images go before."""
+        if not sidedoor.opens(request, arrival.token):
+            text = "It came by the side door for canaries, without what opens it."
+            self._remember(Knock(title_text(request.calling), title_text(request.called), arrival.address, "reject", text))
+            return Answer(CALLING_NOT_RECOGNISED, text)
+        closed = self._no_storage(Priority.BACKFILL)
+        return Answer(LOCAL_LIMIT, closed) if closed else Answer(None, "", idle_seconds=10.0)
 
     def refused(self, arrival: Arrival, check: str, text: str) -> None:
         """Count and remember one with whom there was no TLS, by address and reason."""

@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from appliance.clock import SECOND
 from appliance.receive.guard import now_ns
@@ -62,7 +62,7 @@ log = Log("receive")
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """A connection that has begun an A-ASSOCIATE-RQ, or at a TLS listener (`secure`) a handshake. `deadline` is in boot
-    nanoseconds, for the whole of that PDU and the handshake before it."""
+    nanoseconds, for the whole of that PDU and the handshake before it. `token`: what opens the side door by which it came."""
 
     listener: str
     port: int
@@ -70,15 +70,17 @@ class Arrival:
     peer_port: int
     deadline: int
     secure: bool = False
+    token: str = field(default="", repr=False)
 
 
 class Bound:
     """A listening socket of one `[[listener]]`."""
 
-    __slots__ = ("listener", "port", "secure", "sock")
+    __slots__ = ("listener", "port", "secure", "sock", "token")
 
-    def __init__(self, listener: str, sock: socket.socket, *, secure: bool = False) -> None:
+    def __init__(self, listener: str, sock: socket.socket, *, secure: bool = False, token: str = "") -> None:
         self.listener = listener
+        self.token = token
         self.secure = secure
         self.sock = sock
         self.port = int(sock.getsockname()[1])
@@ -245,7 +247,7 @@ class Front:
             deadline = now_ns() + int(self._limits.first_pdu * SECOND)
             # A v4 peer on a v6 socket is the v4 peer.
             address = str(name[0]).removeprefix("::ffff:") if "." in name[0] else str(name[0])
-            arrival = Arrival(bound.listener, bound.port, address, int(name[1]), deadline, bound.secure)
+            arrival = Arrival(bound.listener, bound.port, address, int(name[1]), deadline, bound.secure, bound.token)
             if not self._speaks(sock, arrival):
                 self._keep(sock, arrival)
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
-from appliance.net import kick, sockets, tls
+from appliance.net import kick, sidedoor, sockets, tls
+from appliance.policy import canary
 from appliance.receive import health
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
@@ -38,6 +39,8 @@ ConfigSource = Callable[[], Config]
 
 MOST_BY_DEFAULT = 4
 """Receiver processes where `[spool] receivers` is 0 and there are more cores than that."""
+
+_SIDE = Listener(id=canary.LISTENER, address="127.0.0.1", max_associations=16, max_per_address=16)
 
 log = Log("receive")
 
@@ -66,6 +69,7 @@ class Receiver:
         self._tickets = count(1)
         self._held: dict[int, tuple[str, str]] = {}
         self._bound: dict[tuple[str, str, int], Bound] = {}
+        self._side: Bound | None = None
         self._problems: dict[tuple[str, str, int], str] = {}
         self._given: sockets.Inherited = {}
         self._front = Front(self.limits, self._take)
@@ -103,7 +107,8 @@ class Receiver:
             self._front.stop()
             self._close_ports()
             raise
-        self._front.listen(self._bound.values())
+        self._open_side_door(self._config)
+        self._front.listen(self._ports())
         self._heard = now_ns()
         self._tell()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
@@ -279,7 +284,8 @@ class Receiver:
             self._front.call(lambda: crew.configure(config))
         before = dict(self._problems)
         self._open_ports(config)
-        self._front.listen(self._bound.values())
+        self._open_side_door(config)
+        self._front.listen(self._ports())
         for problem in self.problems if self._problems != before else []:
             log.error(problem)
 
@@ -309,6 +315,22 @@ class Receiver:
             each.secure = any(entry.id == key[0] and entry.tls != "off" for entry in config.listeners)
         self._bound = bound
 
+    def _open_side_door(self, config: Config) -> None:
+        """The way in for our own canaries, where a destination wants some; the front closes it where none does any more."""
+        wanted = any(destination.canary_minutes > 0 for destination in config.destinations)
+        if not wanted:
+            self._side = None
+        elif self._side is None:
+            try:
+                sock, door = sidedoor.make(self._run_dir)
+            except OSError as e:
+                log.error("there is no way in for canaries", why=e)
+            else:
+                self._side = Bound(canary.LISTENER, sock, token=door.token)
+
+    def _ports(self) -> list[Bound]:
+        return [*self._bound.values(), *([self._side] if self._side is not None else [])]
+
     def _close_ports(self) -> None:
         for bound in self._bound.values():
             bound.sock.close()
@@ -336,6 +358,8 @@ class Receiver:
         return taken
 
     def _listener(self, id: str) -> Listener | None:
+        if id == canary.LISTENER:
+            return _SIDE
         return next((listener for listener in self._config.listeners if listener.id == id), None)
 
     def _ended(self, ticket: int) -> None:

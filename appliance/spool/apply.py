@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from appliance.policy import canary
 from appliance.spool.derived import (
     CONFIRMED,
     COVERED,
@@ -60,6 +61,8 @@ def _accepted(d: Derived, e: Event, body: Body) -> None:
                         ("held_bytes", length)):
         d.count(name, delta)
     d.size(length)
+    if source.get("listener") == canary.LISTENER:      # not a scanner
+        return
     peer = source.get("peer", "")
     d.arrived(peer or f"{source.get('calling', '')}@{source.get('address', '')}", peer, d.powered(body["boot"], body["at"]),
               body["wall"])
@@ -97,7 +100,7 @@ def _routed(d: Derived, e: Event, body: Body) -> None:
         d.run("INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, 0, ?, NULL, '', 0, '', NULL, ?, ?)",
               (e.number, destination, state, required, e.seq, length, body["priority"], e.boot, reason, confirmed, twin))
         d.queue(destination, state, 1, length)
-    if body["study"]:
+    if body["study"] and canary.FLAG not in body["flags"]:
         d.run("INSERT INTO studies VALUES (?, 1, ?, ?, ?, ?) ON CONFLICT (study) DO UPDATE SET objects = objects + 1,"
               " bytes = bytes + excluded.bytes, first_wall = min(first_wall, excluded.first_wall),"
               " last_wall = max(last_wall, excluded.last_wall), last_seq = excluded.last_seq",

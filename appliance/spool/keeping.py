@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from appliance.clock import SECOND
 from appliance.model import Alarm, Severity
+from appliance.policy import canary
 from appliance.spool import schema
 from appliance.spool.core import LedgerCore, Transaction
 from appliance.spool.custody import ranges
@@ -22,6 +23,9 @@ from appliance.spool.schema import BUSY_MILLISECONDS
 
 TICK_NS = 600 * SECOND
 """A power cut may cost retention at most this much powered-on time: files are kept longer, never shorter."""
+
+CANARY_NS = 86_400 * SECOND
+"""Canaries are looked for among what was completed within this; older ones go with everything else of their age."""
 
 CHECKPOINT_TRUNCATE_PAGES = 4096
 """16 MiB of WAL: then the keeper also makes the file short again."""
@@ -70,12 +74,17 @@ class KeepingVerbs(LedgerCore):
         return self._write(work) if deliveries else 0
 
     def retirable(self, now_powered_on: int, age: int, limit: int = 256) -> list[Retirable]:
-        """Files that may be deleted: discarded ones, then those complete for `age` ns or longer, the oldest first."""
+        """Files that may be deleted: discarded ones, then those complete for `age` ns or longer, the oldest first; and
+        canaries as soon as they are complete."""
         rows = self._select("SELECT number, length, NULL FROM objects WHERE file = 0 AND state = 'discarded'"
                             " ORDER BY number LIMIT ?", (limit,))
         rows += self._select("SELECT number, length, complete_on FROM objects WHERE file = 0 AND complete_on IS NOT NULL"
                              " AND complete_on <= ? ORDER BY complete_on, number LIMIT ?",
                              (now_powered_on - age, limit - len(rows)))
+        if self._select("SELECT 1 FROM counters WHERE name = ? AND value > 0", (f"flag:{canary.FLAG}",)):
+            rows += self._select("SELECT number, length, complete_on FROM objects WHERE file = 0 AND complete_on IS NOT NULL"
+                                 " AND complete_on > ? AND flags LIKE ? ORDER BY complete_on, number LIMIT ?",
+                                 (now_powered_on - min(age, CANARY_NS), f'%"{canary.FLAG}"%', limit))
         return [Retirable(number, length, complete_on) for number, length, complete_on in rows]
 
     def retiring(self, numbers: Sequence[int]) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from functools import partial
 
 from appliance.errors import UsageError
+from appliance.policy import canary
 from appliance.spool.core import LedgerCore, Transaction, checked_ids
 from appliance.spool.derived import UNSENT
 
@@ -45,7 +47,7 @@ class PersonVerbs(LedgerCore):
         `what` is a destination's id: everything not sent there goes to `to` (or, without
         `to`, what is parked or held there is tried again); or numbers: their deliveries
         (at destination `source`, or all) wait again whatever became of them, or go to `to`.
-        `states` leaves out deliveries in any other. A queue is moved in several transactions,
+        A canary never goes elsewhere. `states` leaves out deliveries in any other. A queue is moved in several transactions,
         so that nobody waits for his turn until he gives up.
         """
         checked_ids([id for id in (to, source, what if isinstance(what, str) else None) if id is not None])
@@ -54,6 +56,8 @@ class PersonVerbs(LedgerCore):
             done = 0
             pairs = [(number, *found) for number in numbers for found in _deliveries(t, number, where)]
             for number, destination, state in pairs:
+                if to is not None and to != destination and _is_canary(t, number):
+                    continue
                 if (states is None or state in states) and _may_be_sent(t, number) and _deliveries(t, number, destination):
                     t.append("requeued", number, destination, to=to or destination, by=by)
                     done += 1
@@ -102,6 +106,11 @@ def _deliveries(t: Transaction, number: int, destination: str | None) -> list[tu
     found = t.rows("SELECT destination, state FROM deliveries WHERE number = ? AND (? IS NULL OR destination = ?)"
                    " ORDER BY destination", (number, destination, destination))
     return [(row[0], row[1]) for row in found]
+
+
+def _is_canary(t: Transaction, number: int) -> bool:
+    row = t.row("SELECT flags FROM objects WHERE number = ?", (number,))
+    return row is not None and canary.FLAG in json.loads(row[0])
 
 
 def _may_be_sent(t: Transaction, number: int) -> bool:

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from appliance.errors import LedgerDamaged
 from appliance.model import Custody, DeliveryState, ObjectState, Priority, escape
+from appliance.policy.canary import FLAG
 from appliance.spool import events, schema
 from appliance.spool.core import LedgerCore, replay
 from appliance.spool.events import source_of, unescape
@@ -114,6 +115,16 @@ class Questions(LedgerCore):
             "SELECT 1 FROM objects own CROSS JOIN objects o ON o.uid = own.uid AND o.digest <> own.digest"
             " CROSS JOIN events e ON e.number = o.number AND e.destination = ? AND e.kind = 'attempt'"
             " WHERE own.number = ? LIMIT 1", (destination, number)))
+
+    def canaries(self, destination: str) -> list[ObjectRow]:
+        """Test objects that this destination has not got; at once where no test object is held at all."""
+        if not self._select("SELECT 1 FROM counters WHERE name = ? AND value > 0", (f"flag:{FLAG}",)):
+            return []
+        of = "SELECT number FROM deliveries WHERE destination = ? AND state"
+        return [object_row(row) for row in self._select(
+            f"SELECT {OBJECT_COLUMNS} FROM objects WHERE number IN ({of} IN ('waiting', 'deferred') UNION ALL {of} = 'sending'"
+            f" UNION ALL {of} IN ('held', 'parked')) AND flags LIKE ? ORDER BY number",
+            (destination, destination, destination, f'%"{FLAG}"%'))]
 
     def quarantined(self, limit: int = 1000) -> list[ObjectRow]:
         return [object_row(row) for row in self._select(
