@@ -183,16 +183,17 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
     ahead: int | None = None
     late = False
     for number, syntax, digest, called, port, state, file, after in others:  # the latest first
-        delivery = t.row("SELECT state, reason FROM deliveries WHERE number = ? AND destination = ?", (number, entry.id))
+        delivery = _row(t, number, entry.id)
         if delivery is None:
             continue
-        there, reason = delivery
+        there, reason, twin = delivery
         kept = file == 0 and state not in ("quarantined", "discarded")
         if digest != own[2]:
             if there != "dropped":
                 rival = number if rival is None else rival
-            pending = there in _PENDING or (there == "held" and reason == ORDER)
-            late = late or (bool(after) and (pending or there in ("sent", "confirmed")))
+            pending = _pending(there, reason)
+            given_up = there == "covered" and state == "discarded"
+            late = late or (bool(after) and not given_up and _goes_there(t, there, reason, twin, entry.id))
             if ahead is None and pending:
                 ahead = number
         elif (syntax, called, port) == (own[1], own[3], own[4]):
@@ -214,3 +215,19 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
     return DeliveryState.WAITING, None, ""
 
 
+def _row(t: Transaction, number: int, destination: str) -> tuple[Any, ...] | None:
+    return t.row("SELECT state, reason, twin FROM deliveries WHERE number = ? AND destination = ?", (number, destination))
+
+
+def _pending(state: str, reason: str) -> bool:
+    return state in _PENDING or (state == "held" and reason == ORDER)
+
+
+def _goes_there(t: Transaction, state: str, reason: str, twin: int | None, destination: str) -> bool:
+    """Whether that content was sent, or will be without a person; by its twin, where it is covered."""
+    while state == "covered":
+        delivery = None if twin is None else _row(t, twin, destination)
+        if delivery is None:
+            return False
+        state, reason, twin = delivery
+    return _pending(state, reason) or state in ("sent", "confirmed")

@@ -112,7 +112,9 @@ class Intake:
                 self._slots.put(self._slots.make())
             except SpoolFull as e:
                 self._slots.failure = e
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, SpoolFault | LedgerFault):
+                self.spool.latch.report(e)         # others may have the disk open for intake
             self._slots.close()
             self._disown()
             raise

@@ -55,7 +55,7 @@ class Hooks(Protocol):
         """A name is about to be deleted."""
 
     def synced(self, path: str, again: bool) -> None:
-        """A process syncs a file; `again`: one whose sync failed under its hands."""
+        """A process syncs a file; `again`: one whose sync failed under its hands, and it did not look at the disk after it."""
 
     def failed(self, what: str, path: str, number: int) -> None:
         """The disk is about to answer with that errno."""
@@ -98,6 +98,9 @@ class _Open:
     folder: bool = False
     direct: bool = False
     position: int = 0
+    dropped: bool = False            # the cache, so that reads come from the disk
+    again: bool = False              # synced by a process under whose hands its sync had failed
+    looked: bool = False             # read from the disk after that
 
 
 @dataclass(slots=True)
@@ -243,7 +246,9 @@ class Disk:
         return self._open.get(fd)
 
     def closed(self, fd: int) -> None:
-        self._open.pop(fd, None)
+        entry = self._open.pop(fd, None)
+        if entry is not None and entry.again and not entry.looked:
+            self.hooks.synced(entry.path, True)
 
     def write(self, fd: int, entry: _Open, data: bytes, offset: int) -> int:
         """All of it, or half where the disk makes a short write of it."""
@@ -276,7 +281,7 @@ class Disk:
         inode = entry.inode
         self.hooks.effect(f"sync {os.path.basename(entry.path)}")
         if inode is not None:
-            self.hooks.synced(entry.path, inode.failed_for is not None and inode.failed_for is entry.process)
+            self.hooks.synced(entry.path, False)
         number = self._meet("sync folder" if entry.folder else "sync", entry.path)
         if number:
             if inode is not None:                    # the data is lost; a length is metadata, and stays in the journal
@@ -284,6 +289,8 @@ class Disk:
                 inode.failed_for = entry.process
             raise OSError(number, os.strerror(number), entry.path)
         if inode is not None:
+            if inode.failed_for is not None and inode.failed_for is entry.process:
+                entry.again, entry.looked = True, False
             inode.arrive()
         elif entry.folder:
             self.sync_folder(entry.path)
@@ -292,6 +299,7 @@ class Disk:
         """As `preadv`."""
         assert entry.inode is not None
         self.hooks.read(entry.path, offset)
+        entry.looked = entry.looked or entry.direct or entry.dropped
         if number := self._meet("read", entry.path):
             raise OSError(number, os.strerror(number), entry.path)
         if not entry.direct:
@@ -390,6 +398,7 @@ class SimOs:
         """Clean pages are dropped: from now on the cache shows what the platter has."""
         entry = self._disk.entry(fd)
         if entry is not None and entry.inode is not None and advice == os.POSIX_FADV_DONTNEED and not entry.inode.pending:
+            entry.dropped = True
             os.pwrite(fd, bytes(entry.inode.disk).ljust(os.fstat(fd).st_size, b"\0"), 0)
 
     def unlink(self, path: Any) -> None:

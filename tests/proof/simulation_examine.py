@@ -169,7 +169,7 @@ def _patient_person(world: World) -> None:
     if world.holder is None:
         return
     keeper = world.holder.keeper
-    verbs = handlers(Desk(world.spool, keeper.ledger, lambda: world.config, keeper._reload_by_person, lambda: None))
+    verbs = handlers(Desk(keeper._spool, keeper.ledger, lambda: world.config, keeper._reload_by_person, lambda: None))
     held = [f"{row[0]:x}" for row in world.look_up(
         "SELECT DISTINCT number FROM deliveries WHERE state = 'held' AND reason <> 'order'")]
     late = {row[0] for row in world.look_up("SELECT number FROM deliveries WHERE state = 'held' AND reason = 'late'")}

@@ -38,6 +38,7 @@ class Hooks:
     blackout: bool
     maintaining: bool
     slow_seconds: float
+    faults: int
 
     def _die(self, process: Process) -> None:
         raise NotImplementedError
@@ -107,8 +108,8 @@ class Hooks:
             one = None if number_of is None else self.oracle.instances.get(number_of)
             if one is not None:                      # it will be put aside, and that is right, whatever its sender was told
                 self.damage(one)
-        elif number not in (errno.ENOSPC, errno.EDQUOT) and self.current is not None and self.current.failed_at is None:
-            self.current.failed_at = self.clock.boot_ns()
+        elif number not in (errno.ENOSPC, errno.EDQUOT):
+            self.faults += 1
 
     def damage(self, one: Instance) -> None:
         """From now on its file is not what was acknowledged, or cannot be read."""

@@ -71,7 +71,7 @@ class Process:
         self.power = False
         self.dead = False
         self.ledgers: list[Any] = []
-        self.failed_at: int | None = None            # boot ns of the first I/O error on its write path
+        self.faults = 0                              # I/O errors that anybody had met while writing when it was started
 
     def __repr__(self) -> str:
         return self.name

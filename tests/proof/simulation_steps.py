@@ -212,8 +212,8 @@ class Steps:
         seconds = (world.clock.boot_ns() - began) / 1e9
         oracle.check("I1 answered in time", seconds <= 25 or world.slow_seconds - slow > 10, f"{one.number:x}: {seconds:.1f} s")
         if status == 0:
-            failed = receiver.process.failed_at
-            oracle.check("I6 out of intake", failed is None, f"{one.number:x}: success after an error of the disk")
+            since = world.faults - receiver.process.faults
+            oracle.check("I6 out of intake", not since, f"{one.number:x}: success after {since} errors of the disk")
             path = str(world.spool.object_path(one.number))
             oracle.success(found, world.clock.powered_ns, self._owed(one), world.disk.durable(path))
 
@@ -278,7 +278,8 @@ class Steps:
         world, holder = self.world, self.world.holder
         if holder is None:
             return None
-        desk = Desk(world.spool, holder.keeper.ledger, lambda: world.config, holder.keeper._reload_by_person, lambda: None)
+        keeper = holder.keeper
+        desk = Desk(keeper._spool, keeper.ledger, lambda: world.config, keeper._reload_by_person, lambda: None)
         with suppress(DcmgateError):
             return world.act(holder.process, partial(handlers(desk)[verb], "anna", arguments))
         return None

@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +33,7 @@ from appliance.receive.services import Storage
 from appliance.spool import balance as balancing
 from appliance.spool import schema
 from appliance.spool.intake import Intake
+from appliance.spool.latch import Latch
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from tests.proof.simulation_box import (
@@ -76,6 +79,7 @@ class World(Hooks):
         self.ledger_faults: list[apsw.Error] = []
         self.ledger_lazy = False
         self.slow_seconds = 0.0
+        self.faults = 0                              # I/O errors that anybody met while writing
         self.steps = 0
         self.maintaining = False
         self.receivers: list[Receiver | None] = [None, None]
@@ -113,7 +117,7 @@ class World(Hooks):
         stage, sim_os = self.stage, SimOs(self.disk)
         stage.disk(sim_os, SimFcntl(self.disk))
         stage.threads(self)
-        stage.ledger(self.effect, lambda: self.ledger_faults.pop(0) if self.ledger_faults else None)
+        stage.ledger(self.effect, self._ledger_fault)
         stage.program_faults(self.oracle.unforeseen)
         stage.exchange(balancing, "SHARDS", 1)       # no other has a file: numbers stay small here
         stage.exchange(underway, "SLOTS", 8)
@@ -133,6 +137,11 @@ class World(Hooks):
                 self.ledger_lazy = True
             return db
         stage.exchange(schema, "connect", connect)
+
+    def _ledger_fault(self) -> apsw.Error | None:
+        error = self.ledger_faults.pop(0) if self.ledger_faults else None
+        self.faults += isinstance(error, apsw.IOError)
+        return error
 
     def processes(self) -> list[Process]:
         found = [receiver.process for receiver in self.receivers if receiver is not None]
@@ -170,7 +179,10 @@ class World(Hooks):
             self._forgive_unsettled()
 
     def _forgive_unsettled(self) -> None:
-        self.oracle.forgiven({content for _, content in self.oracle.unsettled})
+        """Each of them may be sent once more, to whoever gets it next: alike ones as often as they were stored at one place."""
+        times = Counter(self.oracle.unsettled)
+        for content in {content for _, content in times}:
+            self.oracle.forgiven([content], max(count for (_, other), count in times.items() if other == content))
         self.oracle.unsettled.clear()
 
     # --- processes --------------------------------------------------------------------------------------------------------
@@ -214,15 +226,24 @@ class World(Hooks):
 
     _notes = b""
 
+    def _spool_of(self, process: Process) -> Spool:
+        """The spool as that process has it open: they share files, and of the latch its page in the run folder."""
+        spool = copy(self.spool)
+        spool.latch = Latch()
+        spool.latch.attach(self.folder / "run", process.name)
+        return spool
+
     def start_receiver(self, index: int, fuse: int | None = None) -> None:
         """A receiver's start, with its recovery; it may die of it, or be refused by the disk."""
         process = Process(f"receiver {index}")
         process.fuse = fuse
+        process.faults = self.faults
+        spool = self._spool_of(process)
 
         def start() -> None:
-            ledger = Ledger.open(self.spool.ledger_path, self.clock)
+            ledger = Ledger.open(spool.ledger_path, self.clock, latch=spool.latch)
             process.ledgers.append(ledger)
-            intake = Intake(self.spool, ledger, self.clock, ready=2, max_debt=MAX_DEBT)
+            intake = Intake(spool, ledger, self.clock, ready=2, max_debt=MAX_DEBT)
             self.receivers[index] = Receiver(process, ledger, intake, Storage(intake, 1 << 20))
             self.maintaining = True
             try:
@@ -237,7 +258,8 @@ class World(Hooks):
     def start_sender(self, fuse: int | None = None) -> None:
         process = Process("forwarder")
         process.fuse = fuse
-        forwarder = Forwarder(lambda: self.config, self.spool, self.clock, self.folder / "run", random=self.dice.random)
+        spool = self._spool_of(process)
+        forwarder = Forwarder(lambda: self.config, spool, self.clock, self.folder / "run", random=self.dice.random)
         self.sender = Sender(process, forwarder)
         try:
             self.act(process, forwarder.start)
@@ -247,9 +269,10 @@ class World(Hooks):
     def start_holder(self, fuse: int | None = None) -> None:
         process = Process("keeper")
         process.fuse = fuse
+        spool = self._spool_of(process)
 
         def start() -> None:
-            keeper = Keeper(lambda: self.config, self.spool, self.clock, self.folder / "run", told=lambda raised, ended: None,
+            keeper = Keeper(lambda: self.config, spool, self.clock, self.folder / "run", told=lambda raised, ended: None,
                             random=random.Random(self.setting.dice))
             self.holder = Holder(process, keeper)
             keeper.confirmer.start()

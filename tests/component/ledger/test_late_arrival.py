@@ -78,3 +78,41 @@ def test_what_came_earlier_and_what_is_the_same_are_no_matter(tmp_path: Path) ->
     third = bench.take("1.2", "y", PACS)
     assert bench.queue() == [third], "the same content once more is no other content"
     bench.ledger.close()
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_came_later_by_its_twin_is_not_overwritten_either(tmp_path: Path, sent: bool) -> None:
+    """X, then Y, whose row is owed, then X once more, for which the first X stands in: X is what came last."""
+    bench = Bench(tmp_path)
+    clock = bench.clock
+    assert isinstance(clock, ManualClock)
+    first = bench.take("1.2", "x", PACS)
+    clock.advance(0.2)
+    record = custody(bench.ledger, bench.ledger.grant(bench.owner, 1), "1.2", "y")
+    clock.advance(0.2)
+    again = bench.take("1.2", "x", PACS)
+    assert bench.delivery(again) == "covered"
+    if sent:
+        bench.send(first)
+    between = adopt(bench, record)
+    row = next(d for d in bench.ledger.deliveries(between))
+    assert (row.state, row.reason) == ("held", "late")
+    bench.check()
+    bench.ledger.close()
+
+
+def test_a_twin_that_was_given_up_holds_nothing_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    clock = bench.clock
+    assert isinstance(clock, ManualClock)
+    first = bench.take("1.2", "x", PACS)
+    clock.advance(0.2)
+    record = custody(bench.ledger, bench.ledger.grant(bench.owner, 1), "1.2", "y")
+    clock.advance(0.2)
+    again = bench.take("1.2", "x", PACS)
+    bench.ledger.discard([again], "anna", "wrong patient")
+    assert adopt(bench, record) == record.number
+    assert bench.delivery(record.number) == "held", "it waits for what came before it"
+    bench.send(first)
+    assert bench.queue() == [record.number]
+    bench.ledger.close()

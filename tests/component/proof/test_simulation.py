@@ -63,7 +63,14 @@ def test_a_failure_is_shortened_and_plays_again_from_its_script(monkeypatch: pyt
 
 @pytest.mark.parametrize("script", [
     [("fail_disk", {"failure": 0, "count": 1}), ("arrive", {"receiver": 1, "scanner": 4, "what": 0}), ("lose_ledger", {})],
-], ids=["a ledger that is made again believes no page cache"])
+    [("doom", {"role": 1, "after": 8, "power": 0}), ("arrive", {"receiver": 1, "scanner": 3, "what": 19}),
+     ("fail_disk", {"failure": 4, "count": 1}), ("arrive", {"receiver": 1, "scanner": 3, "what": 14}), ("live", {"stretch": 3}),
+     ("arrive", {"receiver": 0, "scanner": 7, "what": 0})],
+    [("arrive", {"receiver": 0, "scanner": 7, "what": 0}), ("arrive", {"receiver": 1, "scanner": 5, "what": 0}),
+     ("doom", {"role": 2, "after": 10, "power": 0}), ("live", {"stretch": 5})],
+    [("fail_disk", {"failure": 0, "count": 1}), ("arrive", {"receiver": 1, "scanner": 1, "what": 1}), ("live", {"stretch": 4})],
+], ids=["a ledger that is made again believes no page cache", "an error of the second recovery closes intake",
+        "two alike that were under way are sent once more each", "what a closed intake settles is read from the disk"])
 def test_what_was_found_once_stays_mended(script: Script) -> None:
     with scratch() as folder:
         assert not play(Case(case_of(0).setting, script), folder).found

@@ -127,6 +127,42 @@ def test_two_receivers_close_together(spool: Spool, monkeypatch: pytest.MonkeyPa
             accept(two)
 
 
+@pytest.mark.requirement("I6")
+@pytest.mark.parametrize("what", ["ftruncate", "fsync"])
+def test_an_io_error_of_the_second_recovery_closes_intake(spool: Spool, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """The error met while another process's object was adopted was swallowed, and intake stayed open (seed 500923)."""
+    from appliance.spool import recover
+    before = spool.latch.mark()
+    with intake_of(other(spool, "receiver")) as dead, intake_of(spool) as intake:
+        number = accept(dead, b"acknowledged").number
+        wait_until(lambda: dead.outstanding == 0)
+        monkeypatch.setattr(intake._ledger, "dead_owners", lambda is_alive: [dead.owner])
+        monkeypatch.setattr(intake._ledger, "open_numbers", lambda owner: [number])
+        path = spool.object_path(number)
+        path.write_bytes(path.read_bytes() + bytes(512))     # over-long, as a crash leaves it
+        dead._disown()
+        faulty = FaultyOs(what)
+        faulty.fail(what, errno.EIO)
+        monkeypatch.setattr(recover, "os", faulty)
+        intake._recover_again()
+        assert "cannot adopt" in intake.out_of_intake and "Input/output error" in spool.latch.since(before)
+
+
+@pytest.mark.requirement("I6")
+def test_an_io_error_of_a_start_closes_intake_elsewhere(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that does not open for an I/O error tells the others on that disk."""
+    def failing(spool: Spool, ledger: Ledger) -> None:
+        raise fault("cannot adopt object 01: Input/output error")
+    with intake_of(spool) as open_before, Ledger.open(spool.ledger_path, SystemClock()) as ledger:
+        accept(open_before)
+        with monkeypatch.context() as patch:
+            patch.setattr(intake_module, "recover", failing)
+            with pytest.raises(SpoolFault):
+                Intake(other(spool, "receiver"), ledger, SystemClock()).start()
+        with pytest.raises(SpoolFault, match="Input/output error"):
+            accept(open_before)
+
+
 def test_a_run_folder_that_somebody_emptied(spool: Spool) -> None:
     keeper = other(spool)
     before = spool.latch.mark()
