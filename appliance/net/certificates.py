@@ -31,7 +31,7 @@ from appliance.policy.certificates import Facts, Held, List, Wanted, typed
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
-LARGEST = 16 << 20
+LARGEST = 64 << 20
 """Bytes of a file that is read: revocation lists can be large, nothing else is."""
 
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)

@@ -33,12 +33,12 @@ class Lists:
 
     def __init__(self, lists: Iterable[bytes] = ()) -> None:
         """`lists` in DER. ValueError, IndexError where one is none."""
-        found: set[int] = set()
+        found = array("q")
         self.issuers: set[bytes] = set()
         for der in lists:
             issuer, serials = _list(der)
             self.issuers.add(issuer)
-            found.update(hash((issuer, serial)) for serial in serials)
+            found.extend(hash((issuer, serial)) for serial in serials)
         self._revoked = array("q", sorted(found))
 
     def __len__(self) -> int:
@@ -72,6 +72,7 @@ def _load(path: Path, mark: tuple[int, int, int]) -> Lists:
     with path.open("rb") as file:
         text = file.read(LARGEST)
     ders = [binascii.a2b_base64(found[1]) for found in _PEM.finditer(text)]
+    del text                                         # as large as all the rest
     if not ders:
         raise ValueError("there is no revocation list in it")
     try:

@@ -104,7 +104,11 @@ def take(writer: Writer, id: str, new: Sequence[x509.CertificateRevocationList],
             merged[_which(one)] = one
             done.append(f"revocation list of {issuer}, {len(one)} revoked")
     if done:
-        writer.put(id, crl=certificates.pem(merged.values()))
+        text = certificates.pem(merged.values())
+        if len(text) > certificates.LARGEST:
+            raise CertificateError(f"the revocation lists of {id} are too long: {len(text)} bytes, {certificates.LARGEST} are "
+                                   "the most", mend="Ask the authority for lists in parts, or for a new one with fewer entries.")
+        writer.put(id, crl=text)
     return "; ".join(done)
 
 

@@ -231,11 +231,12 @@ def _dates(id: str, chain: Sequence[Facts], now: int, wanted: Wanted) -> Iterato
                       f"certificate {id}: {_which(chain, late)} is not valid before {date(late.not_before)}",
                       "Compare the clock with another; if it is right, wait, or install one that is valid.")
     first = min(chain, key=lambda facts: facts.not_after)
-    left = first.not_after - now
-    which = f"certificate {id}: {_which(chain, first)}"
-    if left <= 0:
-        yield Finding(id, Check.EXPIRED, Severity.CRITICAL, f"{which} has expired, at {date(first.not_after)}", mend)
+    if first.not_after <= now:
+        yield Finding(id, Check.EXPIRED, Severity.CRITICAL, f"certificate {id}: {_which(chain, first)} has expired, at "
+                      f"{date(first.not_after)}", mend)
         return
+    first = min(chain, key=lambda facts: (facts.not_after - now) / max(1, first_said(facts, wanted)))
+    left, which = first.not_after - now, f"certificate {id}: {_which(chain, first)}"
     scale = first_said(first, wanted) / FULL
     reached = [(days * DAY * scale, severity) for days, severity in EXPIRY if left <= days * DAY * scale]
     if reached:

@@ -78,6 +78,14 @@ def test_an_intermediate_that_expires_first_counts_and_is_named() -> None:
     assert "CN=between" in finding.text
 
 
+def test_an_intermediate_is_said_though_a_leaf_that_is_renewed_ends_before_it() -> None:
+    leaf = replace(GOOD, not_before=NOW, not_after=NOW + 3 * DAY)
+    above = replace(CA, subject="CN=between", issuer="CN=root", not_after=NOW + 5 * DAY)
+    [finding] = examine(replace(HELD, chain=(leaf, above), lists=()), Wanted(renewed=True), NOW, True)
+    assert (finding.check, finding.severity) == (Check.EXPIRES, Severity.CRITICAL)
+    assert "CN=between" in finding.text and "7 days" in finding.text
+
+
 def test_the_text_of_an_expiry_stays_the_same_until_the_next_threshold() -> None:
     """A text that changed each minute would be a new row of the ledger each minute."""
     held = replace(HELD, chain=(replace(GOOD, not_after=NOW + 13 * DAY),), lists=())
