@@ -109,7 +109,9 @@ class Watch:
         seen.pid, seen.entry = pid, tunnel
         try:
             setup = maker.setup(tunnel)
-            if running is not None and setup.digest != running.digest:
+            if running is None and now >= seen.due:
+                program.check(setup)                 # it may be that what keeps it from running
+            elif running is not None and setup.digest != running.digest:
                 self._hand_over(place, running, setup, seen, now)
         except (DcmgateError, OSError) as e:
             self._in_trouble(tunnel, seen, e)

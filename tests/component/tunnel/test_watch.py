@@ -9,6 +9,7 @@ import pytest
 
 from appliance.clock import ManualClock
 from appliance.config.settings import Config, Control, Spool, Tunnel
+from appliance.errors import TunnelError
 from appliance.tunnel import health, program
 from appliance.tunnel.health import State
 from appliance.tunnel.place import Place
@@ -115,6 +116,16 @@ def test_what_keeps_it_from_running_is_said(bench: Bench) -> None:
     bench.step()
     found = bench.step(SETTLE_SECONDS)
     assert found.cause == "setup" and "[[certificate]] other" in found.text and "dcmgate cert request other" in found.mend
+
+
+def test_what_stunnel_does_not_take_is_said_of_one_that_does_not_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(setup: Setup) -> None:
+        raise TunnelError("stunnel is not installed", mend="apt-get install stunnel4")
+
+    monkeypatch.setattr(program, "check", refuses)
+    bench.step()
+    found = bench.step(SETTLE_SECONDS)
+    assert (found.hop, found.cause, found.text) == ("tunnel", "setup", "stunnel is not installed")
 
 
 def test_a_renewed_certificate_is_checked_and_handed_over_once(bench: Bench) -> None:
