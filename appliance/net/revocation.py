@@ -107,7 +107,7 @@ def take(writer: Writer, id: str, new: Sequence[x509.CertificateRevocationList],
         text = certificates.pem(merged.values())
         if len(text) > certificates.LARGEST:
             raise CertificateError(f"the revocation lists of {id} are too long: {len(text)} bytes, {certificates.LARGEST} are "
-                                   "the most", mend="Ask the authority for lists in parts, or for a new one with fewer entries.")
+                                   "the most", mend="Ask the authority for one with fewer entries.")
         writer.put(id, crl=text)
     return "; ".join(done)
 
