@@ -108,7 +108,8 @@ class Hooks:
             one = None if number_of is None else self.oracle.instances.get(number_of)
             if one is not None:                      # it will be put aside, and that is right, whatever its sender was told
                 self.damage(one)
-        elif number not in (errno.ENOSPC, errno.EDQUOT):
+        elif number not in (errno.ENOSPC, errno.EDQUOT) and path.startswith(f"{self.spool.path}/"):
+            # `[spool] state` is on another disk.
             self.faults += 1
 
     def damage(self, one: Instance) -> None:
