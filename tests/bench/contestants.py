@@ -41,11 +41,13 @@ class Contestant:
     share: float = 1.0
     syncs: str = "never"
     sink: Destination | None = None
+    others: Sequence[subprocess.Popen[bytes]] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
+    def pids(self) -> list[int]:
+        """Of all its processes that somebody else did not start."""
+        return [self.process.pid, *(other.pid for other in self.others)]
 
 
 Make = Callable[[Path], AbstractContextManager[Contestant]]
@@ -177,15 +179,20 @@ LIMITS = [(1, True), (1, False), (4, True), (4, False)]
 
 @contextmanager
 def our_router(folder: Path, *, as_shipped: bool = False, others: Sequence[dict[str, object]] = (),
-               associations: int = 0) -> Iterator[Contestant]:
-    """`dcmgate run`, everything in one process, to one storescp (and `others`), over so many associations (0: as shipped)."""
+               associations: int = 0, together: bool = False) -> Iterator[Contestant]:
+    """To one storescp (and `others`), over so many associations (0: as shipped); each stage a unit of its own, as on the box,
+    or `together`: `dcmgate run`, everything in one process, as on a laptop."""
     with ExitStack() as stack:
         sink = stack.enter_context(_sink(folder, as_shipped))
         wanted = {"associations": associations} if associations else {}
         gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **wanted), *others], receivers=0))
-        gateway.start("run")
-        yield Contestant("dcmgate", gateway.port, gateway.processes["run"], sink.arrived, lambda: clear(sink.folder),
-                         sink=sink, syncs="each image")
+        if together:
+            gateway.start("run")
+        else:
+            gateway.start_stages()
+        first, *rest = gateway.processes.values()
+        yield Contestant("dcmgate", gateway.port, first, sink.arrived, lambda: clear(sink.folder), sink=sink, others=rest,
+                         syncs="each image")
 
 
 @contextmanager
@@ -224,4 +231,5 @@ def _sink(folder: Path, as_shipped: bool) -> Iterator[Destination]:
 
 
 ROUTERS: dict[str, Callable[..., AbstractContextManager[Contestant]]] = {
-    "dcmgate": our_router, "orthanc": orthanc_router, "pynetdicom": plain_router}
+    "dcmgate": our_router, "dcmgate run": partial(our_router, together=True), "orthanc": orthanc_router,
+    "pynetdicom": plain_router}

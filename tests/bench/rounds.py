@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.contestants import Contestant
 from tests.bench.sending import NotSent, Sent, send
 from tests.support import objects
-from tests.support.measure import Device, PeakMemory, cpu_seconds, tree
+from tests.support.measure import Device, PeakMemory, cpu_seconds, pss_bytes, tree
 from tests.support.objects import Instance
 from tests.support.peers import program
 from tests.support.waiting import wait_until
@@ -92,7 +92,7 @@ def play(contestant: Contestant, load: Load, seed: object, device: Device, *, ma
     instances = load.instances(seed, contestant.share)
     contestant.ready(len(instances))
     os.sync()
-    cpu, written, flushes = cpu_seconds(contestant.pid), device.written(), device.flushes()
+    cpu, written, flushes = sum(map(cpu_seconds, contestant.pids)), device.written(), device.flushes()
     if sender is None:
         sent = send(contestant.port, instances, load.k, bare=contestant.bare, late=contestant.late, max_send=max_send)
     else:
@@ -100,7 +100,7 @@ def play(contestant: Contestant, load: Load, seed: object, device: Device, *, ma
     seconds = sent.seconds if contestant.sink is None else arrival(contestant, sent)
     flushed = device.flushes() - flushes
     time.sleep(SETTLE)
-    cpu = cpu_seconds(contestant.pid) - cpu
+    cpu = sum(map(cpu_seconds, contestant.pids)) - cpu
     os.sync()
     round_ = Round(sent.images / seconds, sent.bytes / seconds / 1e6, cpu / (sent.bytes / 1e9), sent.answer(0.5) * 1000,
                    sent.answer(0.99) * 1000, (device.written() - written) / sent.bytes, flushed / sent.images)
@@ -161,11 +161,22 @@ def compare(names: Sequence[str], contestants: Sequence[Contestant], load: Load,
     return results
 
 
+class Memory(PeakMemory):
+    """Of all processes of a contestant at once."""
+
+    def __init__(self, contestant: Contestant) -> None:
+        super().__init__(contestant.process.pid, every=0.02)
+        self._pids = contestant.pids
+
+    def look(self) -> None:
+        self.peak = max(self.peak, sum(map(pss_bytes, self._pids)))
+
+
 def inspect(contestant: Contestant, result: Result, load: Load) -> None:
     """Memory and bytes, in a round that is not timed."""
     instances = load.instances("inspected", contestant.share)
     contestant.ready(len(instances))
-    memory = PeakMemory(contestant.pid, every=0.02)
+    memory = Memory(contestant)
     sent = send(contestant.port, instances, load.k, bare=contestant.bare, late=contestant.late, beside=lambda: memory)
     if contestant.sink is not None:
         arrival(contestant, sent)
@@ -175,7 +186,7 @@ def inspect(contestant: Contestant, result: Result, load: Load) -> None:
     missing = wanted - set(contestant.keys())
     if missing:
         text = f"{len(missing)} of {len(wanted)} data sets are not byte for byte what was sent"
-        if contestant.bare or contestant.name == "dcmgate":
+        if contestant.bare or contestant.name.startswith("dcmgate"):
             raise Refused(f"{result.name}: {text}")
         result.notes.append(text)
     contestant.clear()
@@ -214,7 +225,7 @@ def check_syncs(contestant: Contestant, load: Load, log: Path) -> float:
     """Syncs an image as strace counts them in a small round; Refused below one."""
     instances = Load(load.kind, load.k, 64).instances("traced")
     contestant.ready(len(instances))
-    with Trace(tree(contestant.pid), log):
+    with Trace([pid for each in contestant.pids for pid in tree(each)], log):
         send(contestant.port, instances, load.k, bare=contestant.bare)
     calls = len(re.findall(r"\b(?:fdatasync|fsync)\(", log.read_text()))
     contestant.clear()
