@@ -244,6 +244,8 @@ class Association:
         """Write all of it; header and payload leave in one call. A call that takes no byte for `progress` is the end."""
         try:
             done = self._sock.sendmsg(buffers)
+            if done == sum(map(len, buffers)):
+                return
             left = [memoryview(buffer) for buffer in buffers]
             while left:
                 while left and done >= len(left[0]):
