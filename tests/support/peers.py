@@ -384,7 +384,7 @@ def pynetdicom_send(port: int, files: Sequence[Part10], *, called: str = "ANY-SC
 
     statuses: dict[Path, int] = {}
     ae = AE(ae_title=calling)
-    ae.dimse_timeout = 10
+    ae.dimse_timeout = 6
     for sop_class, syntax in dict.fromkeys((f.sop_class, f.syntax) for f in files):
         ae.add_requested_context(sop_class, syntax)
     association = None
