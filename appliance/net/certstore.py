@@ -257,9 +257,10 @@ class Writer:
         os.replace(temporary, path)
 
     def _folder(self, path: Path) -> None:
-        path.mkdir(0o700)
+        shared = path != self.store.folder and self._is_shared()
+        path.mkdir(0o750 if shared else 0o700)       # set-group-ID is inherited: a sandboxed keeper may not set it
         self._own(path)
-        if path != self.store.folder and self._is_shared():
+        if shared and path.stat().st_mode & 0o7777 != 0o2750:
             path.chmod(0o2750)
 
     def _is_shared(self) -> bool:

@@ -55,6 +55,26 @@ def fill(state: Path) -> Callable[[], object]:
     return work
 
 
+def sandboxed(work: Callable[[], object]) -> Callable[[], object]:
+    """As in the keeper's unit: UMask=0007, RestrictSUIDSGID=yes, and no chown (SystemCallFilter=~@privileged)."""
+    def no(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    def chmod(path: str, mode: int, **more: bool) -> None:
+        if mode & 0o6000:
+            no()
+        real(path, mode, **more)
+
+    real = os.chmod
+
+    def inside() -> object:
+        os.umask(0o007)
+        os.chown = os.lchown = os.fchown = no  # type: ignore[assignment]
+        os.chmod = chmod  # type: ignore[assignment]
+        return work()
+    return inside
+
+
 def talks(state: Path) -> Callable[[], object]:
     def work() -> object:
         material = Store(state).material("box")
@@ -72,10 +92,11 @@ def opens(path: Path, mode: str) -> Callable[[], object]:
 
 
 @pytest.mark.requirement("conformance: private keys")
-@pytest.mark.parametrize("who", ["keeper", "root"])
+@pytest.mark.parametrize("who", ["keeper", "keeper in its unit", "root"])
 def test_keys_are_for_those_who_talk_tls_alone(state: Path, who: str) -> None:
     """Written by the keeper, or by `dcmgate cert` as root: the same in the end."""
-    assert (fill(state)() if who == "root" else as_user(KEEPER, [KEYS], fill(state))) is True
+    work = fill(state)
+    assert (work() if who == "root" else as_user(KEEPER, [KEYS], sandboxed(work) if "unit" in who else work)) is True
     folder = state / "certificates" / "box"
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -104,6 +125,16 @@ def test_under_one_user_nobody_else_reads_anything(state: Path) -> None:
     assert as_user(KEEPER, [], talks(state)) is True
     assert as_user(RECEIVER, [KEYS, KEEPER], talks(state)) != True  # noqa: E712  whatever is said instead, it does not talk
     assert {stat.S_IMODE(path.stat().st_mode) for path in (state / "certificates").rglob("*")} == {0o700, 0o600}
+
+
+def test_the_image_makes_the_store_so() -> None:
+    system = Path(__file__).parents[3] / "rootfs" / "usr" / "lib"
+    folders = [line.split() for line in (system / "tmpfiles.d" / "dcmgate.conf").read_text().splitlines()]
+    store = next(line for line in folders if line[1:2] == ["/var/lib/dcmgate/certificates"])
+    assert store == ["d", "/var/lib/dcmgate/certificates", "2750", "dcmgate-keeper", "dcmgate-keys", "-"]
+    members = [line.split()[1] for line in (system / "sysusers.d" / "dcmgate.conf").read_text().splitlines()
+               if line.split()[2:] == ["dcmgate-keys"]]
+    assert sorted(members) == ["dcmgate-forwarder", "dcmgate-keeper", "dcmgate-receiver", "dcmgate-tunnel"]
 
 
 def test_a_key_that_everybody_can_read_is_an_alarm(state: Path) -> None:
