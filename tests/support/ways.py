@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.config.settings import Destination
 from appliance.probe import of_destination, walk
-from tests.support import peers
+from tests.support import peers, pki
 from tests.support.names import EMPTY, FAILS, NOWHERE, SILENT, Names
 from tests.support.namespace import ip
 from tests.support.waiting import free_port
@@ -80,3 +80,19 @@ def line(argument: dict[str, Any]) -> Reports:
         kinds = ("black hole", "whole", "slow")
         return walked({kind: destination(address=theirs(nth), port=wire.archives[nth].port) for nth, kind in enumerate(kinds)},
                       folder)
+
+
+def hole(argument: dict[str, Any]) -> Reports:
+    """The same black hole in front of a TLS server, whose certificates are more than fits into a small packet."""
+    folder = Path(argument["folder"])
+    ca = pki.Authority("Clinic CA")
+    between = ca.intermediate()
+    pki.place(folder / "state", "box", trust=[ca])
+    key, chain = between.leaf("pacs", addresses=["127.0.0.1"], dns=[f"pacs{n}.example.org" for n in range(60)]).write(
+        folder, "server")
+    with peers.storescp(folder / "archive", options=["+tls", str(key), str(chain), "-ic"]) as archive:
+        entry = destination(port=archive.port, tls="bcp195", trust="box")
+        good = walked({"whole": entry}, folder / "state")
+        ip("link", "set", "dev", "lo", "gso_max_segs", "1")      # so that each packet is a segment, as on a line
+        _nft("add rule inet t out meta length > 1300 drop")
+        return {**good, **walked({"swallowed": entry}, folder / "state")}

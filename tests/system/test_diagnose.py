@@ -63,6 +63,7 @@ BROKEN = {
     "accepts and hangs": ("association", "no_answer"),
     "hangs at C-ECHO": ("service", "no_answer"),
     "large packets vanish": ("path", "path_mtu"),
+    "large packets vanish, TLS": ("path", "path_mtu"),
     "folder is not there": ("folder", "no_archive"),
     "tunnel's near end is not there": ("near", "not_running"),
     "tunnel's server wants a certificate": ("tls", "our_certificate_missing"),
@@ -74,7 +75,7 @@ REMARKS = {
     "does not take what waits": ("storage", "not_taken"),
 }
 
-GOOD = ("plain", "TLS", "proxy, password and TLS", "stunnel", "slow line", "line", "name", "folder", "tunnel")
+GOOD = ("plain", "TLS", "proxy, password and TLS", "stunnel", "slow line", "line", "long chain", "name", "folder", "tunnel")
 
 
 @contextmanager
@@ -223,6 +224,7 @@ NAMESPACES = {
     "routes": {"no route": "no route", "black-holed route": "black-holed route", "prohibited": "route prohibited",
                "nobody there": "host is off", "swallowed": "firewall swallows"},
     "line": {"black hole": "large packets vanish", "whole": "line", "slow": "slow line"},
+    "hole": {"whole": "long chain", "swallowed": "large packets vanish, TLS"},
 }
 
 

@@ -53,6 +53,7 @@ BAD = [
     (DESTINATION + "tls = 'bcp195'\ntrust = 'system'\npins = ['12:34']", 16, "destination.x.pins[1]", "fingerprint", "64 hex"),
     (DESTINATION + "tls = 'bcp195'\ntrust = 'system'\nserver_name = 'a b'", 16, "destination.x.server_name", "no host",
      "stands"),
+    (DESTINATION + "canary_minutes = 60", 14, "destination.x.canary_minutes", "titles of its own", "`called` and `calling`"),
     (DESTINATION + "proxy = 'proxy'", 14, "destination.x.proxy", "not host:port", "3128"),
     (FOLDER + "tls = 'bcp195'", 15, "destination.x.tls", "type folder", "leave"),
     (FOLDER + "proxy = 'h:1'", 15, "destination.x.proxy", "type folder", "leave"),
