@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -86,7 +87,8 @@ def add(figures: Figures, result: Result) -> None:
     counts = {"cases": 1, "states": result.states + result.second + result.third, "states_of_lives": result.states,
               "states_of_recoveries": result.second, "states_two_deep": result.third, "went_on": result.went_on,
               "flushes": result.flushes, "promises": result.promises, "adopted": result.adopted,
-              "remnants": result.remnants, "torn_file_systems": result.unmountable, "seconds": result.seconds}
+              "remnants": result.remnants, "torn_file_systems": result.unmountable, "not_judged": result.broken,
+              "seconds": result.seconds}
     for name, count in counts.items():
         figures.counts[name] = figures.counts.get(name, 0) + count
 
@@ -146,7 +148,11 @@ def run_case(case: Case, work: Path, kept: Path, say: Callable[[str], None],
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            told: dict[str, Any] = json.loads(line)
+            try:
+                told: dict[str, Any] = json.loads(line)
+            except ValueError:                        # half a line of one that was killed, or of a program it runs
+                say(f"{case.name}: {line.strip()[:200]}")
+                continue
             if "say" in told:
                 say(told["say"])
             else:
@@ -160,9 +166,17 @@ def run_case(case: Case, work: Path, kept: Path, say: Callable[[str], None],
             running.pop(case.name, None)
     if result is None:
         tail = " | ".join(log.read_text(errors="replace").splitlines()[-6:])
-        return Result(failures=[f"{case.name}: the case ended with {process.returncode}: {tail[-800:]}"])
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        said = kept.with_name(f"{kept.name}.log")
+        shutil.copy(log, said)
+        return Result(failures=[f"{case.name}: the case ended with {_ending(process.returncode)}: {tail[-800:]} (all of it:"
+                                f" {said})"])
     result.failures += [f"see again: python -m tests.proof.power_cuts_case again {folder}" for folder in _folders(kept)]
     return result
+
+
+def _ending(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 def _folders(kept: Path) -> list[Path]:

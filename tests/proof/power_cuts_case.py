@@ -11,13 +11,16 @@ those once more.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, astuple, dataclass, field
@@ -44,6 +47,9 @@ NEEDED = 1 << 30
 """Bytes of memory, more than a case has ever filled."""
 
 _CLONE_NEWNS = 0x00020000
+_TERMINATED = 128 + signal.SIGTERM
+_CORRUPT = (errno.EBADMSG, errno.EUCLEAN)
+"""What XFS answers for a block whose CRC is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,8 @@ class Case:
 @dataclass(slots=True)
 class Result:
     """`second` and `third`: states of a recovery, and of the recovery of one of those. `promises`: how often an
-    acknowledged instance was looked for. `unmountable`: see `Explorer._look`. `caught`: number of the state that showed a
-    mistake first, -1 for none."""
+    acknowledged instance was looked for. `unmountable`: see `Explorer._look`; `broken`: not judged for an error. `caught`:
+    number of the state that showed a mistake first, -1 for none. `ended`: by a signal, before all was done."""
 
     states: int = 0
     second: int = 0
@@ -86,6 +92,8 @@ class Result:
     remnants: int = 0
     void: int = 0
     unmountable: int = 0
+    broken: int = 0
+    ended: bool = False
     lost: int = 0
     altered: int = 0
     unaccounted: int = 0
@@ -134,36 +142,65 @@ class Explorer:
         for number, state in enumerate(states(records, recording.start, self._case.states, self._dice)):
             known = _before(recording, records, state)
             goes_on = number % self._case.goes_on == self._case.goes_on - 1
-            state = self._look(images, known, state, goes_on=goes_on)
+            try:
+                state = self._look(images, known, state, goes_on=goes_on)
+                if number % DEEPER == DEEPER // 2 and not self._case.first:
+                    self._deeper(images, state, known, 2, SECOND, goes_on=number % (2 * DEEPER) == DEEPER // 2)
+            except Enough:
+                raise
+            except Exception as error:  # noqa: BLE001  one state that cannot be judged is a failure, and the others go on
+                self._broke(state, error)
             self._result.states += 1
-            if number % DEEPER == DEEPER // 2 and not self._case.first:
-                self._deeper(images, state, known, 2, SECOND, goes_on=number % (2 * DEEPER) == DEEPER // 2)
             if time.monotonic() > told + 10:
                 told = time.monotonic()
                 self._say(f"{self._case.name}: {number + 1} of {self._case.states} states")
 
-    def _look(self, images: Images, known: Before, state: State, *, goes_on: bool, what: str = "") -> State:
-        """Judge that state; where its file system cannot be mounted, the one in which nothing is torn. What was judged.
+    def _broke(self, state: State, error: Exception) -> None:
+        """That state, or its recovery, could not be judged: no mount, no loop device, a file that cannot be read."""
+        text = (f"{self._case.name}: flush {state.flush}, cut at {state.crash}, {len(state.kept)} later writes kept:"
+                f" not judged: {in_words(error, self._kept, f'at-{state.crash}')}")
+        self._result.broken += 1
+        if self._result.broken <= NAMED:
+            self._result.failures.append(text)
+        self._failed.append((text, state))
 
-        XFS says "Metadata CRC error" in its recovery where a block of 4096 bytes was torn at
-        512, once in some thousand states: it seems not to replay one whose first sector is
-        new already. That is not ours to mend. What is not torn has to be mountable.
+    def _look(self, images: Images, known: Before, state: State, *, goes_on: bool, what: str = "") -> State:
+        """Judge that state; where its file system refuses it, the one in which nothing is torn. What was judged.
+
+        XFS says "Metadata CRC error", at the mount or when it comes to that block, where a
+        block of 4096 bytes was torn at 512, once in some thousand states: it does not replay one
+        whose first sector is new already. That is not ours to mend. What is not torn has to be sound.
         """
+        finding = self._judged(images, known, state, goes_on=goes_on)
+        if finding is None:
+            self._result.unmountable += 1
+            state = untorn(state)
+            finding = self._judged(images, known, state, goes_on=goes_on)
+            assert finding is not None
+        self._count(finding, known, state, goes_on=goes_on, what=what)
+        return state
+
+    def _judged(self, images: Images, known: Before, state: State, *, goes_on: bool) -> Finding | None:
+        """None where XFS refuses a torn state."""
         folder = self._work / "start"
+        torn = self._case.kind == "xfs" and untorn(state) != state
         with ExitStack() as stack:
             try:
                 stack.enter_context(mounted(images.build(state), self._mount, self._case.kind))
             except subprocess.CalledProcessError:
-                whole = State(state.flush, state.crash, tuple((n, (True,) * len(sectors)) for n, sectors in state.kept))
-                if whole == state:
+                if not torn:
                     raise
-                self._result.unmountable += 1
-                state = whole
-                stack.enter_context(mounted(images.build(state), self._mount, self._case.kind))
+                return None
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            finding = self._judge.look(self._mount, known, folder, goes_on=goes_on)
-        self._count(finding, known, state, goes_on=goes_on, what=what)
-        return state
+            try:
+                finding = self._judge.look(self._mount, known, folder, goes_on=goes_on)
+            except OSError as error:
+                self._judge.forget()
+                if not torn or error.errno not in _CORRUPT:
+                    raise
+                return None
+        refused = any(os.strerror(number) in fault for number in _CORRUPT for fault in finding.faults)
+        return None if torn and refused else finding
 
     def _count(self, finding: Finding, known: Before, state: State, *, goes_on: bool, what: str) -> None:
         result = self._result
@@ -193,8 +230,8 @@ class Explorer:
         recording: Recording | None = None
         try:
             work.mkdir()
-            disk = RecordedDisk(work, self._case.kind, images.build(state))
-            with disk:
+            with ExitStack() as recorded:
+                disk, state = self._recorded(recorded, images, state, work)
                 finding = self._judge.look(disk.mount, known, work / "start", goes_on=goes_on, position=lambda: disk.position)
                 end = disk.position
             self._failed = above
@@ -220,6 +257,39 @@ class Explorer:
                 self._keep(recording, self._kept.with_name(f"{self._kept.name}-recovery{depth}-at-{state.crash}"))
             self._failed = above
             shutil.rmtree(work, ignore_errors=True)
+
+
+    def _recorded(self, stack: ExitStack, images: Images, state: State, work: Path) -> tuple[RecordedDisk, State]:
+        """A recorded disk in that state, mounted; in the one in which nothing is torn where XFS refuses it. And that state."""
+        disk = RecordedDisk(work, self._case.kind, images.build(state))
+        try:
+            return stack.enter_context(disk), state
+        except subprocess.CalledProcessError:
+            whole = untorn(state)
+            if whole == state or self._case.kind != "xfs":
+                raise
+            self._result.unmountable += 1
+            (work / "untorn").mkdir()
+            return stack.enter_context(RecordedDisk(work / "untorn", self._case.kind, images.build(whole))), whole
+
+
+def untorn(state: State) -> State:
+    """The same one, with every write that is there in part there in full."""
+    return State(state.flush, state.crash, tuple((index, (True,) * len(sectors)) for index, sectors in state.kept))
+
+
+def in_words(error: BaseException, kept: Path | None, what: str) -> str:
+    """The error in a line, with what the command that failed said; the whole of it in a file beside what is kept."""
+    text = "".join(traceback.format_exception(error))
+    notes = " ".join(getattr(error, "__notes__", ()))
+    line = " ".join(f"{type(error).__name__}: {error} {notes}".split())[:600]
+    sys.stderr.write(text)
+    if kept is None:
+        return line
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    file = kept.with_name(f"{kept.name}-{what}.txt")
+    file.write_text(text)
+    return f"{line} (all of it: {file})"
 
 
 def _before(recording: Recording, records: list[Record], state: State) -> Before:
@@ -255,6 +325,10 @@ def _explore(case: Case, work: Path, kept: Path | None, say: Callable[[str], Non
     except AssertionError as error:
         # A life that does not get to its end is a failure, and nothing that the crash states have caught.
         result.failures.append(f"{case.name}: the recorded life itself failed: {str(error)[:6000]}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001  what was judged until then counts, and the error is shown
+        result.ended = isinstance(error, SystemExit)
+        far = f"{result.states} of {case.states} states"
+        result.failures.append(f"{case.name}: ended after {far}: {in_words(error, kept, 'end')}")
     result.seconds = round(time.monotonic() - began, 1)
     return result
 
@@ -313,7 +387,7 @@ def again(kept: Path, work: Path) -> list[str]:
 
 def _unwind(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(143)
+    raise SystemExit(_TERMINATED)
 
 
 def _own_mounts() -> None:
@@ -339,6 +413,8 @@ def main(arguments: list[str]) -> None:
     kept = Path(arguments[2]) if len(arguments) > 2 else None
     result = explore(case, Path(arguments[1]), kept, lambda line: _print({"say": line}))
     _print({"result": asdict(result)})
+    if result.ended:
+        sys.exit(_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,11 @@ class Judge:
         stores = _together(known.there, self._new(folder)) if goes_on else known.there
         return _judged(answer, mount / "spool", known, stores, everywhere=goes_on)
 
+    def forget(self) -> None:
+        """What has arrived since is nobody's: the state that it came from is not judged."""
+        assert self._pacs is not None
+        self._pacs.clear()
+
     def _new(self, folder: Path) -> dict[str, list[Stored]]:
         """What has arrived since; put out of the way of the next state."""
         assert self._pacs is not None
