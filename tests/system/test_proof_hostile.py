@@ -47,9 +47,12 @@ def _broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str
 
 def test_a_gateway_that_waits_in_its_accept_loop_turns_it_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the stock acceptor does with a TLS handshake."""
+    monkeypatch.setattr(hostile, "LONG", {})         # it shows at once; what comes back, and when, is not asked here
+    monkeypatch.setattr(hostile, "BACK", 3.0)
+    monkeypatch.setattr(hostile, "ARRIVES", 5.0)
     _broken(tmp_path, monkeypatch, (
         "receive/front.py", "            self.accepted += 1\n",
-        "            self.accepted += 1\n            threading.Event().wait(0.02 if self.accepted > 50 else 0)\n"))
+        "            self.accepted += 1\n            threading.Event().wait(0.02 if 50 < self.accepted < 400 else 0)\n"))
     figures = _run(tmp_path, monkeypatch, "silent_sockets")
     assert any("an echo took" in failure or "echo: Lost" in failure for failure in figures.failures), figures
 
