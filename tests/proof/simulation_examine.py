@@ -173,8 +173,11 @@ def _patient_person(world: World) -> None:
     held = [f"{row[0]:x}" for row in world.look_up(
         "SELECT DISTINCT number FROM deliveries WHERE state = 'held' AND reason <> 'order'")]
     late = {row[0] for row in world.look_up("SELECT number FROM deliveries WHERE state = 'held' AND reason = 'late'")}
+    given_up = world.look_up("SELECT number, destination FROM deliveries WHERE state = 'parked'")
+    parked = {destination for _, destination in given_up}
+    # Of these two a person decides that they go out after what came later under their UID.
+    late |= {number for number, _ in given_up}
     world.oracle.disturbed |= {world.oracle.instances[number].uid for number in late}
-    parked = {row[0] for row in world.look_up("SELECT DISTINCT destination FROM deliveries WHERE state = 'parked'")}
     with suppress(DcmgateError):
         if held:
             world.act(world.holder.process, partial(verbs["release"], "anna", {"numbers": held}))
