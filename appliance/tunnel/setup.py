@@ -35,7 +35,8 @@ HANDSHAKE_SECONDS = 20
 IDLE_SECONDS = 86400
 """An association may be silent for long; a peer that is gone is noticed by keep-alive, within two minutes."""
 
-CLOSE_SECONDS = 10
+CLOSE_SECONDS = 60
+"""For an answer to somebody who has ended his own side already, as some senders of HL7 do."""
 
 _VERSIONS = {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}
 

@@ -1,7 +1,7 @@
 """Through: one exchange through the tunnel itself, and where it fails, the walk to its far end that names the hop.
 
     client   a C-ECHO into the plain port here, answered by the far end; without DICOM, a walk to the far end by the tunnel's
-             own certificates, and a connection through the tunnel that the far end does not take back
+             own certificates, and a connection through the tunnel that is ended and not reset
     server   a handshake with the TLS port here, which has to show the certificate that is in force, and a C-ECHO through it
              where our own certificate is let in; and a walk to the plain server behind it
 """
@@ -29,13 +29,13 @@ from appliance.probe import Report, Target, of_tunnel, walk
 from appliance.probe.requestor import NoAnswer, Requestor
 from appliance.probe.service import VERIFICATION, party_of
 from appliance.tunnel import pins
+from appliance.tunnel.setup import CONNECT_SECONDS, HANDSHAKE_SECONDS
 
 SECONDS = 15.0
 """For the exchange; longer than stunnel takes to give up a far end that does not answer."""
 
-STAYS_SECONDS = 1.0
-"""A connection without a protocol counts as led through when it has stayed up for so long after the far end answered the
-walk, and for three times as long as that took: stunnel closes it at once when its own handshake fails."""
+GIVES_UP_SECONDS = CONNECT_SECONDS + HANDSHAKE_SECONDS + 2.0
+"""After which stunnel has reset a connection that it cannot lead through."""
 
 HOP = "tunnel"
 LOG = "Look at the log of this tunnel."
@@ -60,7 +60,7 @@ class _Ends(Exception):
 
 
 def prove(tunnel: Tunnel, state: str | Path) -> Found:
-    """Blocking, for a minute and a half at most. `state` is the folder of `[spool] state`. Never raises for what is found."""
+    """Blocking, for two minutes at most. `state` is the folder of `[spool] state`. Never raises for what is found."""
     target = of_tunnel(tunnel, through=False)
     began = time.monotonic()
     try:
@@ -78,11 +78,10 @@ def _client(tunnel: Tunnel, target: Target, state: Path) -> str:
             except _Ends:
                 _walked(walk(target, state, deep=False))
                 raise
-    report = _walked(walk(target, state, deep=False))
-    seconds = max(STAYS_SECONDS, min(SECONDS, 3 * report.milliseconds / 1000))
+    _walked(walk(target, state, deep=False))
     with _near(tunnel) as sock:
-        _stays(sock, seconds, target)
-    return f"{target.place} answers by TLS, and a connection through {tunnel.listen} stays up"
+        _ended(sock, target)
+    return f"{target.place} answers by TLS, and takes a connection through {tunnel.listen}"
 
 
 def _server(tunnel: Tunnel, target: Target, state: Path) -> str:
@@ -136,16 +135,17 @@ def _echo(sock: sockets.Stream, target: Target) -> str:
         "an association is taken through the tunnel; Verification is not"
 
 
-def _stays(sock: socket.socket, seconds: float, target: Target) -> None:
-    """Whatever the far end says first counts; that it closes does not."""
-    sock.settimeout(seconds)
-    with suppress(TimeoutError):
-        try:
-            closed = not sock.recv(1)
-        except ConnectionError:
-            closed = True
-        if closed:
-            raise _Ends("closed", f"{target.place} can be reached, and the tunnel to it closes each connection")
+def _ended(sock: socket.socket, target: Target) -> None:
+    """End a connection through the tunnel and see how its end comes back. stunnel resets one where TCP, proxy or TLS fail, our
+    own certificate refused there included; once TLS is up it tells the far end, whose end it passes on, or waits for it."""
+    sock.settimeout(GIVES_UP_SECONDS)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(1)
+    except TimeoutError:
+        return                               # TLS is up, and the far end keeps its side open
+    except OSError:
+        raise _Ends("closed", f"{target.place} can be reached, and the tunnel to it resets each connection") from None
 
 
 def _shaken(sock: socket.socket, tunnel: Tunnel, ours: Material) -> Secure:

@@ -15,7 +15,7 @@ from appliance.tunnel import program
 from appliance.tunnel.place import Place
 from appliance.tunnel.setup import Maker
 from tests.support import peers
-from tests.support.waiting import free_port, wait_listening
+from tests.support.waiting import free_port, wait_until
 
 
 class Carried:
@@ -39,17 +39,22 @@ class Carried:
         setup = Maker(self.state, self.run).setup(self.entry)
         program.check(setup)
         path, claim = self.place.write(setup), self.place.claim()
+        self.log.touch()
+        before = self._read()
         with self.log.open("ab") as log, program.listen(setup) as listening:
             self.process = program.start(path, listening, claim, stderr=log.fileno())
         self.place.sign(claim, self.process.pid, setup)
         os.close(claim)
-        process = self.process
-        wait_listening([self.port], 10, lambda: process.poll() is None)
+        wait_until(lambda: self._read() > before, 20, "stunnel has read its configuration")    # it listens before that
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
             program.end(self.process)
+
+    def _read(self) -> int:
+        """How often it has taken up a configuration."""
+        return self.said().count(program.ACCEPTED.decode())
 
     def written(self) -> str:
         """The configuration that it has now."""

@@ -103,7 +103,20 @@ def test_hl7_through_a_tunnel_that_is_proven_without_dicom(ends: Ends) -> None:
                     said += sock.recv(65536)
                 assert said == HL7
         found = prove(tunnel.entry, ends.state)
-        assert found.up and "stays up" in found.text, found
+        assert found.up and "takes a connection through" in found.text, found
+
+
+def test_an_answer_to_who_has_ended_his_own_side(ends: Ends) -> None:
+    """Half-closed, as `nc -N` does it: the answer still comes, and then the end."""
+    with echoing() as plain, ends.stunnel(plain) as far, ends.tunnel(far) as tunnel, \
+            socket.create_connection(("127.0.0.1", tunnel.port), 10) as sock:
+        sock.settimeout(10)
+        sock.sendall(HL7)
+        sock.shutdown(socket.SHUT_WR)
+        said = b""
+        while part := sock.recv(65536):
+            said += part
+        assert said == HL7
 
 
 def test_openssl_as_the_far_end(ends: Ends) -> None:
