@@ -136,7 +136,7 @@ def _swept(archive: Destination, journal: Journal) -> int:
 
 
 def drain(argument: dict[str, Any]) -> dict[str, Any]:
-    """A backlog over a line of known rate, after it was down: for the settings as shipped, and for two associations."""
+    """A backlog over a line of known rate, after it was down: over so many associations, 0 for the settings as shipped."""
     part, folder = _part(argument), Path(argument["folder"])
     rate = float(argument["rate"])
     for associations in argument["associations"]:
@@ -146,13 +146,14 @@ def drain(argument: dict[str, Any]) -> dict[str, Any]:
             wire = stack.enter_context(Wire(here, [Line(rate=rate, delay=0.01)], seed=part.seed))
             line = wire.lines[0]
             line.up = False
-            site = stack.enter_context(_site(here, wire, associations=associations))
+            site = stack.enter_context(_site(here, wire, **({"associations": associations} if associations else {})))
             site.start()
             study = [objects.ct(number, "drain") for number in range(argument["objects"])]
             _send(site, study, journal)
             share = _drained(wire, study, line)
-            part.set(f"drain_share_of_line_{associations}_associations", round(share, 3))
-            _finish(site, wire, journal, part, f"drain on {associations} associations", 60)
+            name = f"{associations}_associations" if associations else "as_shipped"
+            part.set(f"drain_share_of_line_{name}", round(share, 3))
+            _finish(site, wire, journal, part, f"drain, {name}", 60)
     return part.figures.as_json()
 
 
