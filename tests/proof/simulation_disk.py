@@ -290,7 +290,7 @@ class Disk:
             raise OSError(number, os.strerror(number), entry.path)
         if inode is not None:
             if inode.failed_for is not None and inode.failed_for is entry.process:
-                entry.again, entry.looked = True, False
+                entry.again = True
             inode.arrive()
         elif entry.folder:
             self.sync_folder(entry.path)
@@ -299,7 +299,7 @@ class Disk:
         """As `preadv`."""
         assert entry.inode is not None
         self.hooks.read(entry.path, offset)
-        entry.looked = entry.looked or entry.direct or entry.dropped
+        entry.looked = entry.looked or (entry.again and (entry.direct or entry.dropped))
         if number := self._meet("read", entry.path):
             raise OSError(number, os.strerror(number), entry.path)
         if not entry.direct:
