@@ -72,12 +72,13 @@ def prove(tunnel: Tunnel, state: str | Path) -> Found:
 
 def _client(tunnel: Tunnel, target: Target, state: Path) -> str:
     if target.called:
-        with _near(tunnel) as sock:
-            try:
+        try:
+            with _near(tunnel) as sock:
                 return _echo(sock, target)
-            except _Ends:
+        except _Ends as e:
+            if e.found.cause != "not_running":
                 _walked(walk(target, state, deep=False))
-                raise
+            raise
     _walked(walk(target, state, deep=False))
     with _near(tunnel) as sock:
         _ended(sock, target)
@@ -110,6 +111,8 @@ def _near(tunnel: Tunnel) -> socket.socket:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         return sockets.connect(host, port, SECONDS)
+    except ConnectionResetError:             # taken, and given up before we knew
+        raise _Ends("closed", f"{tunnel.listen} takes connections and resets them") from None
     except OSError as e:
         raise _Ends("not_running", f"{tunnel.listen}, where it should listen, does not answer: {e.strerror or e}") from None
 
