@@ -64,14 +64,14 @@ def show(site: Site, arguments: argparse.Namespace) -> int:
 
 
 def ports(site: Site, arguments: argparse.Namespace) -> int:
-    """Of the configuration in force; of the file while there is no spool yet."""
+    """Of the configuration in force; of the file where no spool says what that is."""
     from appliance.config import load
     from appliance.config.system import firewall, scanner_ports, sockets
-    from appliance.errors import SpoolRefused
+    from appliance.errors import LedgerError, SpoolError
     from appliance.manage.generations import tag_problem
     try:
         config = site.opened().config
-    except SpoolRefused:
+    except (SpoolError, LedgerError):
         config = load.load(site.config_path, tag_problem=tag_problem)
     found = scanner_ports(config)
     site.emit([{"address": address, "port": port} for address, port in found])

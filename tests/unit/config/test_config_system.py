@@ -1,4 +1,4 @@
-"""What the system image takes from a configuration: sockets that outlive the receiver, and a firewall that opens no other port."""
+"""What the image takes from a configuration: sockets that outlive the receiver, and a firewall that opens no other port."""
 
 from __future__ import annotations
 
