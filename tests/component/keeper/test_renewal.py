@@ -131,10 +131,11 @@ def test_a_server_that_fails_is_asked_less_and_less_often_and_the_alarm_names_st
         alarms = box.step(30)
         if server.count("simplereenroll") > seen:
             at.append(n * 30.0)
+            assert len(at) <= 16, at
         if n % 500 == 250:
             box.clock.step_wall(-7200 if n % 1000 == 250 else 7200)     # the wall clock steps: nothing is tried for that
     gaps = [b - a for a, b in pairwise(at)]
-    assert 6 <= len(at) <= 16, at
+    assert len(at) >= 6, at
     assert gaps[0] <= 120 and max(gaps) <= 6 * 3600 + 30
     assert gaps[-1] > 10 * gaps[0]
     [alarm] = alarms
