@@ -16,8 +16,13 @@ from tests.proof.simulation_disk import ENDLESS
 from tests.proof.simulation_examine import quiet_end
 from tests.proof.simulation_steps import VOCABULARY, Script, Steps
 from tests.proof.simulation_world import World
+from tests.support.memory import in_memory
 
 STEPS = 60
+PLACE = "dcmgate-simulation-"
+NEEDED = 64 << 20
+"""Bytes of memory, more than a world has ever filled."""
+
 MOST_PLAYS = 400
 """Plays that one failure's shortening may cost."""
 
@@ -66,9 +71,9 @@ def case_of(seed: int, steps: int = STEPS) -> Case:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder in memory."""
-    with tempfile.TemporaryDirectory(prefix="simulation-", dir="/dev/shm") as folder:
-        yield Path(folder)
+    """A folder in memory; those of processes that were killed go."""
+    with in_memory(PLACE, NEEDED, Path(tempfile.gettempdir())) as folder:
+        yield folder
 
 
 def play(case: Case, folder: Path, tell: Callable[[str], None] = lambda line: None, *, end: bool = True) -> Case:
