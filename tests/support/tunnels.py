@@ -45,7 +45,11 @@ class Carried:
             self.process = program.start(path, listening, claim, stderr=log.fileno())
         self.place.sign(claim, self.process.pid, setup)
         os.close(claim)
-        wait_until(lambda: self._read() > before, 20, "stunnel has read its configuration")    # it listens before that
+        try:
+            wait_until(lambda: self._read() > before, 20, "stunnel has read its configuration")    # it listens before that
+        except AssertionError:
+            program.end(self.process)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
