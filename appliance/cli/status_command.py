@@ -181,9 +181,8 @@ class Look:
             lines.append(style(f"{alarm['severity']}: {safe(alarm['text'])}") +
                          (f" — {safe(alarm['mend'])}" if alarm["mend"] else "") +
                          (site.dim(f"  since {when(alarm['since'])}") if alarm["since"] else ""))
-        for listener in facts["listeners"]:
-            if text := tls_counts.line(listener):
-                lines.append(site.warn(text) if "legacy" in listener else text)
+        lines += [site.warn(text) if "legacy" in listener else text for listener in facts["listeners"]
+                  if (text := tls_counts.line(listener))]
         lines += ["", *self._destination_lines(facts["destinations"]), *tunnel_status.lines(site, facts["tunnels"])]
         if facts["studies"]:
             lines += ["", *self._study_lines(facts["studies"])]

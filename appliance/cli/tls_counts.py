@@ -1,4 +1,4 @@
-"""What `status` and `peers` show of TLS: listeners, handshakes that failed in both directions, and who needs the old profile."""
+"""What `status` and `peers` show of TLS: listeners, handshakes that failed in both directions, who needs the old profile."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def announce(listener: Listener) -> None:
         return
     lacking = ", ".join(cannot(PROFILES[listener.tls]))
     if listener.tls == LEGACY:
-        log.warning("a listener speaks the retired AES profile: old versions and suites are accepted there; never SSL 3 or 3DES",
+        log.warning("a listener speaks the retired AES profile: old versions and suites are accepted, but no SSL 3 and no 3DES",
                     listener=listener.id, openssl=ssl.OPENSSL_VERSION, cannot=lacking or "nothing else")
     elif lacking:
         log.error("this machine's OpenSSL cannot do all of a listener's profile", listener=listener.id,

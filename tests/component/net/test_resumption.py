@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,17 +58,13 @@ class Server:
         thread = threading.Thread(target=serve)
         thread.start()
         theirs.settimeout(20)
-        try:
-            with context.wrap_socket(theirs, server_hostname="localhost", session=session) as sock:
-                try:
-                    assert sock.recv(5) in (b"hello", b"")
-                except OSError:
-                    pass                          # refused after the handshake
-                return sock.session, bool(sock.session_reused), "".join(refused)
-        except OSError:
-            return None, False, "".join(refused)
-        finally:
-            thread.join(20)
+        kept, reused = None, False
+        with suppress(OSError), context.wrap_socket(theirs, server_hostname="localhost", session=session) as sock:
+            with suppress(OSError):                   # refused after the handshake
+                assert sock.recv(5) in (b"hello", b"")
+            kept, reused = sock.session, bool(sock.session_reused)
+        thread.join(20)
+        return kept, reused, "".join(refused)
 
 
 @pytest.fixture

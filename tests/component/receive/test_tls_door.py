@@ -88,7 +88,7 @@ def openings(seed: int, count: int) -> Iterator[bytes]:
             yield hello + random_.randbytes(random_.randrange(400))
 
 
-@pytest.mark.requirement("hazard: mutated inputs")
+@pytest.mark.requirement("hazard: 1,500 mutated inputs")
 @pytest.mark.requirement("hazard: TLS handshake")
 def test_nonsense_at_the_door_leaves_nothing_behind_and_keeps_nobody_waiting(door: Door) -> None:
     """600 openings, some hung up on, some left to their deadline; real peers all the while."""

@@ -372,7 +372,7 @@ OPENINGS = st.one_of(
 
 @settings(max_examples=250, deadline=None)
 @given(OPENINGS, st.booleans())
-@pytest.mark.requirement("hazard: mutated inputs")
+@pytest.mark.requirement("hazard: 1,500 mutated inputs")
 def test_nonsense_instead_of_a_handshake_is_one_of_our_errors(opening: bytes, server_side: bool) -> None:
     with pair(server_side=server_side, shaken=False) as (secure, peer):
         peer.wire.sendall(opening)
