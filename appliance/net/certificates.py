@@ -34,6 +34,10 @@ Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 LARGEST = 64 << 20
 """Bytes of a file that is read: revocation lists can be large, nothing else is."""
 
+UNREADABLE = (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+              x509.UnsupportedGeneralNameType)
+"""What `cryptography` raises of bytes that it cannot make sense of: not all of it is a ValueError."""
+
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -76,7 +80,7 @@ def parse(data: bytes, name: str, into: Bundle, password: bytes | None = None) -
                 into.lists.append(x509.load_pem_x509_crl(text))
             elif kind.endswith("PRIVATE KEY"):
                 into.keys.append(_key(text, name, password))
-        except (ValueError, UnsupportedAlgorithm) as e:
+        except UNREADABLE as e:
             raise CertificateError(f"{name}: a part {kind} of it cannot be read: {e}", mend="Have the file made again.") from e
 
 
@@ -103,12 +107,12 @@ def _binary(data: bytes, name: str, into: Bundle, password: bytes | None) -> Non
     try:
         into.certificates.append(x509.load_der_x509_certificate(data))
         return
-    except ValueError:
+    except UNREADABLE:
         pass
     try:
         into.lists.append(x509.load_der_x509_crl(data))
         return
-    except ValueError:
+    except UNREADABLE:
         pass
     # What PKCS#12 begins with: a sequence that begins with version 3 (RFC 7292, 4)
     if data[:1] != b"\x30" or b"\x02\x01\x03" not in data[:12]:
@@ -117,7 +121,7 @@ def _binary(data: bytes, name: str, into: Bundle, password: bytes | None) -> Non
     for attempt in (password,) if password is not None else (None, b""):
         try:
             store = pkcs12.load_pkcs12(data, attempt)
-        except ValueError:
+        except UNREADABLE:
             continue
         if store.key is not None:
             into.keys.append(_usable(store.key, name))
@@ -171,7 +175,7 @@ def is_for(request: bytes, entry: Certificate, key: bytes, like: x509.Certificat
         subject, wanted_names = _asked(entry, like)
         found = alternatives(asked)
         names, expected = (() if one is None else sorted(_names(one)) for one in (found, wanted_names))
-    except (ValueError, CertificateError):
+    except (CertificateError, *UNREADABLE):
         return False
     kind, bits = key_of(asked.public_key())
     wanted = (entry.key_type[:2], int(entry.key_type.rpartition("-p" if entry.key_type.startswith("ec") else "-")[2]))
@@ -180,18 +184,18 @@ def is_for(request: bytes, entry: Certificate, key: bytes, like: x509.Certificat
 
 
 def alternatives(holder: x509.Certificate | x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
-    """Its subject alternative names. ValueError where the extensions cannot be read."""
+    """Its subject alternative names. UNREADABLE where the extensions cannot be read."""
     return next((e.value for e in holder.extensions if isinstance(e.value, x509.SubjectAlternativeName)), None)
 
 
 def purposes(certificate: x509.Certificate) -> frozenset[str]:
-    """What it is for (extended key usage, as dotted OIDs); empty: for anything. ValueError."""
+    """What it is for (extended key usage, as dotted OIDs); empty: for anything. UNREADABLE."""
     return frozenset(oid.dotted_string for e in certificate.extensions if isinstance(e.value, x509.ExtendedKeyUsage)
                      for oid in e.value)
 
 
 def list_places(certificate: x509.Certificate) -> list[str]:
-    """Where it says that its issuer's revocation list is: URLs of http and https. ValueError."""
+    """Where it says that its issuer's revocation list is: URLs of http and https. UNREADABLE."""
     points = next((e.value for e in certificate.extensions if isinstance(e.value, x509.CRLDistributionPoints)), ())
     return [name.value for point in points for name in point.full_name or ()
             if isinstance(name, x509.UniformResourceIdentifier) and name.value.partition(":")[0].lower() in ("http", "https")]
@@ -229,7 +233,7 @@ def issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
     """Whether the one signed the other."""
     try:
         certificate.verify_directly_issued_by(by)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -283,13 +287,13 @@ def held(material: Material) -> Held:
                    and entry.get_revoked_certificate_by_serial_number(one.serial_number) is not None}
         return Held(material.id, tuple(facts(c, c in leaf and c.issuer in revoked) for c in chain.certificates),
                     tuple(map(facts, trust.certificates)), tuple(map(list_facts, lists.lists)), open=open_)
-    except (CertificateError, OSError, ValueError) as e:
+    except (CertificateError, OSError, *UNREADABLE) as e:
         text = e.message if isinstance(e, CertificateError) else f"{getattr(e, 'filename', '') or ''} {e}".strip()
         return Held(material.id, problem=text)
 
 
 def facts(certificate: x509.Certificate, revoked: bool = False) -> Facts:
-    """ValueError where its extensions cannot be read."""
+    """UNREADABLE where its extensions cannot be read."""
     names: tuple[str, ...] = ()
     authority = False
     for extension in certificate.extensions:
@@ -377,5 +381,5 @@ def shown_by(destination: Destination, store: Store, deadline: float) -> Facts:
         raise CertificateError(f"{place} shows no certificate", mend="See how TLS is set up there.")
     try:
         return facts(x509.load_der_x509_certificate(der))
-    except ValueError as e:
+    except UNREADABLE as e:
         raise CertificateError(f"the certificate of {place} cannot be read: {e}", mend="Have it issued again.") from e

@@ -22,7 +22,7 @@ from appliance.clock import Clock
 from appliance.config.settings import SYSTEM_TRUST, Certificate
 from appliance.errors import CertificateError
 from appliance.net import certificates, tries
-from appliance.net.certificates import Bundle, Key
+from appliance.net.certificates import UNREADABLE, Bundle, Key
 from appliance.net.certstore import EST_KEY, EST_LOGIN, EST_REQUEST, TRUST, Writer
 from appliance.net.est import EstError, Server, unproven_context
 from appliance.net.proxy import Proxy
@@ -54,7 +54,7 @@ def present(writer: Writer, id: str) -> Present | None:
     try:
         certificates.read(material.chain, bundle := Bundle())
         return Present(bundle.certificates[0], certificates.facts(bundle.certificates[0])) if bundle.certificates else None
-    except (CertificateError, OSError, ValueError):
+    except (CertificateError, OSError, *UNREADABLE):
         return None
 
 
@@ -84,7 +84,7 @@ class Enrolment:
             raise
         except CertificateError as e:
             raise EstError("store", e.message, mend=e.mend) from e
-        except (OSError, ValueError) as e:
+        except (OSError, *UNREADABLE) as e:
             raise EstError("store", f"the certificate store cannot be used: {e}", mend="Look at that folder.") from e
 
     # --- the steps ----------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Enrolment:
             key, issued = self._ask(server, None, None, deadline)     # what proved us is not taken: the password may be
         try:
             chain = self._checked(key, issued, authorities, there)
-        except (EstError, ValueError) as e:
+        except (EstError, *UNREADABLE) as e:
             self._writer.forget(entry.id, EST_KEY, EST_REQUEST)       # the next try is one with another key
             raise e if isinstance(e, EstError) else _bad(f"it cannot be read: {e}") from e
         self._writer.install(entry.id, certificates.key_pem(key), certificates.pem(chain), prove=_loads)

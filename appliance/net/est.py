@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from appliance.errors import CertificateError
+from appliance.net.certificates import UNREADABLE
 from appliance.net.proxy import Proxy
 from appliance.net.secure import Context
 from appliance.net.tlserrors import OURS
@@ -117,7 +117,7 @@ class Server:
             found = pkcs7.load_der_pkcs7_certificates(der)
             for one in found[:MOST]:
                 one.fingerprint(hashes.SHA256()), one.subject, one.issuer, one.extensions, one.public_key()
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:
+        except UNREADABLE as e:
             raise EstError(step, f"what the server answers are no certificates: {' '.join(str(e).split())[:100]}",
                            mend=_TOLD["answer"]) from None
         if not 0 < len(found) <= MOST:

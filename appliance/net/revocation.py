@@ -15,7 +15,7 @@ from cryptography import x509
 from appliance.config.settings import SYSTEM_TRUST, Certificate
 from appliance.errors import CertificateError
 from appliance.net import certificates
-from appliance.net.certificates import Bundle
+from appliance.net.certificates import UNREADABLE, Bundle
 from appliance.net.certstore import CRL, Material, Writer
 from appliance.net.proxy import Proxy
 from appliance.net.tls import PROFILES, client_context
@@ -41,7 +41,7 @@ def places(entry: Certificate, material: Material) -> list[str]:
     for certificate in bundle.certificates:
         try:
             found += certificates.list_places(certificate)
-        except ValueError:
+        except UNREADABLE:
             continue
     return list(dict.fromkeys(found))
 
@@ -121,7 +121,7 @@ def _usable(one: x509.CertificateRevocationList, issuer: str) -> None:
             if isinstance(extension.value, x509.IssuingDistributionPoint) and extension.value.indirect_crl:
                 raise CertificateError(f"the revocation list of {issuer} speaks for other authorities too (indirect)",
                                        mend="Give a list by the issuer itself.")
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as e:
+    except UNREADABLE as e:
         raise CertificateError(f"the revocation list of {issuer} cannot be read: {e}", mend="Have it made again.") from None
 
 

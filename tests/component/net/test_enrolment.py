@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import stat
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from appliance.clock import ManualClock, SystemClock
 from appliance.config.settings import Certificate
 from appliance.net import certificates, enrolment, tries
 from appliance.net.certstore import EST_KEY, Writer
 from appliance.net.enrolment import Enrolment
-from appliance.net.est import EstError
+from appliance.net.est import EstError, Server
+from appliance.net.web import Answer
 from tests.support.est import Est
 from tests.support.pki import DAY, Authority, Pair, pem, place
 from tests.support.waiting import free_port
@@ -271,6 +275,36 @@ def test_a_server_that_takes_for_ever(held: Box, server: Est, mode: str, what: s
 def test_a_server_that_is_down(held: Box) -> None:
     held.entry = replace(held.entry, est_url=f"https://localhost:{free_port()}")
     held.fails("connect", "cannot be reached")
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+@pytest.mark.parametrize("bit", [0x01, 0x20, 0x80])
+def test_certificates_with_one_bit_changed_are_certificates_or_an_error_of_ours(ca: Authority, bit: int) -> None:
+    """The library raises more kinds of errors than one; each that went through would be tried again every ten seconds."""
+    good = pkcs7.serialize_certificates([box_leaf(ca)], Encoding.DER)
+    read = 0
+    for at in range(len(good)):
+        bad = good[:at] + bytes((good[at] ^ bit,)) + good[at + 1:]
+        try:
+            found = Server("https://localhost")._certificates("enroll", Answer(200, "OK", b64encode(bad)))
+        except EstError:
+            continue
+        for one in found:
+            read += 1
+            with suppress(*certificates.UNREADABLE):
+                certificates.facts(one)
+            for look in (certificates.purposes, certificates.alternatives, certificates.list_places):
+                with suppress(*certificates.UNREADABLE):
+                    look(one)
+            assert not certificates.issued(one, ca.certificate) or one.tbs_certificate_bytes == box_leaf(ca).tbs_certificate_bytes
+    assert read > 20
+
+
+_leaves: dict[int, x509.Certificate] = {}
+
+
+def box_leaf(ca: Authority) -> x509.Certificate:
+    return _leaves.setdefault(id(ca), ca.leaf("box", dns=["box.example.org"]).certificate)
 
 
 ISSUED = {"wrong_key": "another key", "other_names": "does not carry box.example.org",
