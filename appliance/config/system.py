@@ -14,9 +14,12 @@ def scanner_ports(config: Config) -> list[tuple[str, int]]:
 
 
 def sockets(config: Config) -> str:
-    """A drop-in of `dcmgate-receiver.socket` (systemd.socket(5)). The manager holds the sockets while the receiver restarts."""
+    """A drop-in of `dcmgate-receiver.socket` (systemd.socket(5)). The manager holds the sockets while the receiver restarts.
+
+    The empty line takes back the port that the unit itself names.
+    """
     lines = [f"ListenStream={f'[{address}]' if ':' in address else address}:{port}" for address, port in scanner_ports(config)]
-    return "\n".join(["# Made from the configuration: do not edit.", "[Socket]", *lines, ""])
+    return "\n".join(["# Made from the configuration: do not edit.", "[Socket]", "ListenStream=", *lines, ""])
 
 
 def firewall(config: Config) -> str:

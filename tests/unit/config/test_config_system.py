@@ -15,7 +15,7 @@ def test_every_port_once_and_in_order():
 
 def test_the_service_manager_gets_a_line_for_each_port():
     assert sockets(CONFIG).splitlines()[1:] == [
-        "[Socket]", "ListenStream=0.0.0.0:104", "ListenStream=0.0.0.0:11112", "ListenStream=[fd00::1]:2762"]
+        "[Socket]", "ListenStream=", "ListenStream=0.0.0.0:104", "ListenStream=0.0.0.0:11112", "ListenStream=[fd00::1]:2762"]
 
 
 def test_the_firewall_opens_these_ports_and_forgets_those_before():
