@@ -179,8 +179,11 @@ class Spool:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def is_there(self) -> bool:
-        """Whether the spool is still mounted where it was found. Where it is not, an object that is missing is not gone."""
-        return (self.path / IDENTITY).exists()
+        """Whether the spool is still mounted where it was found, and can be read. Where not, a missing object is not gone."""
+        try:
+            return (self.path / IDENTITY).exists()
+        except OSError:                       # EIO of a disk that is torn out
+            return False
 
     def object_numbers(self) -> list[int]:
         """Every number that has a file, in order. For checks and rebuilds: it reads all folders."""

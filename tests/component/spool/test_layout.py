@@ -219,3 +219,13 @@ def test_live_owners_are_told_from_dead_ones(spool: Spool) -> None:
     assert not spool.is_alive(5)
     child.stdin.close()
     child.stdout.close()
+
+
+def test_a_disk_that_is_torn_out_is_a_spool_that_is_not_there(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spool.is_there()
+
+    def torn_out(*_: object, **__: object) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "stat", torn_out)
+    assert not spool.is_there()
