@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from appliance.cli import exits
@@ -23,11 +24,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     three = verbs.add_parser("example", help="a whole file with a sentence for each setting", parents=[common])
     three.set_defaults(run=example)
     five = verbs.add_parser("ports", help="the ports for scanners, as the system image wants them", parents=[common])
-    kind = five.add_mutually_exclusive_group()
-    kind.add_argument("--sockets", dest="form", action="store_const", const="sockets",
-                      help="a drop-in of dcmgate-receiver.socket")
-    kind.add_argument("--firewall", dest="form", action="store_const", const="firewall", help="commands for nft -f")
-    five.set_defaults(run=ports, form="")
+    five.add_argument("--sockets", metavar="FILE", default="", help="write a drop-in of dcmgate-receiver.socket")
+    five.add_argument("--firewall", metavar="FILE", default="", help="write commands for nft -f")
+    five.set_defaults(run=ports)
     four = commands.add_parser("reload", help="put the configuration file in force", parents=[common])
     four.set_defaults(run=reload)
 
@@ -75,11 +74,11 @@ def ports(site: Site, arguments: argparse.Namespace) -> int:
         config = load.load(site.config_path, tag_problem=tag_problem)
     found = scanner_ports(config)
     site.emit([{"address": address, "port": port} for address, port in found])
-    if arguments.form:
-        site.out.write(sockets(config) if arguments.form == "sockets" else firewall(config))
-    else:
-        for address, port in found:
-            site.say(f"{address}:{port}")
+    for path, text in ((arguments.sockets, sockets(config)), (arguments.firewall, firewall(config))):
+        if path:
+            Path(path).write_text(text)
+    for address, port in found:
+        site.say(f"{address}:{port}")
     return exits.OK
 
 
