@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,14 +25,16 @@ DAY = 86400
 def test_what_an_archive_kept_of_two_contents_of_one_uid_is_not_proved_by_its_list(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Archives exist that answer 0000 to the second content, keep the first one, and list the UID. (Orthanc does.)"""
-    def lists_all(self: Finder, archive: Archive, searches: Sequence[Search]) -> list[frozenset[str] | str]:
+    def lists_all(self: Finder, archive: Archive, searches: Sequence[Search], *_: object) -> list[frozenset[str] | str]:
         return [frozenset({"1.2.3", "1.2.4"}) for _ in searches]
 
     monkeypatch.setattr(Finder, "images", lists_all)
     clock = ManualClock()
     spool = Spool.init(tmp_path / "spool", clock=clock)
     bench = Bench(spool.path, clock)
-    archive = Destination(id="archive", address="127.0.0.1", port=104, called="A", calling="B", proof="readback")
+    door = socket.create_server(("127.0.0.1", 0))
+    archive = Destination(id="archive", address="127.0.0.1", port=door.getsockname()[1], called="A", calling="B",
+                          proof="readback")
     first, second, other = (bench.take(uid, content, archive) for uid, content in
                             (("1.2.3", "before"), ("1.2.3", "corrected"), ("1.2.4", "another")))
     for number in (first, second, other):
@@ -47,6 +50,7 @@ def test_what_an_archive_kept_of_two_contents_of_one_uid_is_not_proved_by_its_li
     assert [bench.state(n) for n in (first, second, other)] == ["sent", "sent", "confirmed"]
     assert [r.number for r in bench.ledger.retirable(bench.ledger.powered_on() + SECOND, 0)] == [other]
     bench.ledger.close()
+    door.close()
 
 
 @pytest.mark.requirement("I4")

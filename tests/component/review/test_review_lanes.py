@@ -44,7 +44,8 @@ class Works:
         self.bench = Bench(self.spool.path, SystemClock())
         self.run, self.site = run, Site()
         self.making: Callable[[], None] = lambda: None
-        self.config = Config(control=Control(run=str(run)), destinations=(Destination(id="pacs"),), generation=1)
+        self.config = Config(control=Control(run=str(run)), destinations=(Destination(id="pacs", associations=1),),
+                             generation=1)
         self.forwarder = Forwarder(lambda: self.config, self.spool, SystemClock(), run, transports=self.transport,
                                    random=lambda: 0.0)
 
