@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +38,11 @@ def test_series_of_a_real_archive(tmp_path: Path, kind: str) -> None:
     with filled(kind, tmp_path) as (destination, instances):
         finder = Finder()
         try:
-            found = finder.images(
-                Archive("127.0.0.1", destination.port, destination.title, "DCMGATE", 20.0, 20.0),
-                [Search(study, objects.uid("series", "query", 1, series)) for series in (1, 2, 3)])
+            with socket.create_connection(("127.0.0.1", destination.port)) as sock:
+                found = finder.images(
+                    Archive("127.0.0.1", destination.port, destination.title, "DCMGATE", 20.0, 20.0),
+                    [Search(study, objects.uid("series", "query", 1, series)) for series in (1, 2, 3)],
+                    sock.fileno(), sock.close)
         finally:
             finder.close()
     assert found == [frozenset(i.sop_instance for i in instances[::2]), frozenset(i.sop_instance for i in instances[1::2]),
