@@ -27,8 +27,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.waiting import wait_until
-
 ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = 1 << 30
 GONE, THERE = "gone", "there"
@@ -144,7 +142,6 @@ def fault_folder(mount: Path, backing: Path) -> Iterator[FaultFolder]:
         stack.callback(subprocess.run, ["umount", "-l", str(mount)], check=True, capture_output=True, timeout=60)
         disk = FaultFolder(mount, backing, control)
         stack.callback(disk.plan, [])
-        wait_until(control.exists, 10, "the control socket")
         yield disk
 
 

@@ -395,21 +395,21 @@ def _process(thread: int) -> int:
     return thread
 
 
-def _listen(server: Server, path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(path)
-        sock.listen(8)
-        while True:
-            peer, _ = sock.accept()
-            with peer, peer.makefile("rw") as lines, suppress(OSError):
-                lines.write(json.dumps(server.command(json.loads(lines.readline()))) + "\n")
+def _listen(server: Server, sock: socket.socket) -> None:
+    while True:
+        peer, _ = sock.accept()
+        with peer, peer.makefile("rw") as lines, suppress(OSError):
+            lines.write(json.dumps(server.command(json.loads(lines.readline()))) + "\n")
 
 
 def main(mount: str, backing: str, control: str) -> None:
     server = Server(mount, backing)
-    threading.Thread(target=_listen, args=(server, control), daemon=True).start()
-    print("mounted", flush=True)
-    server.serve()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(control)
+        sock.listen(8)                            # before anybody is told: a socket that is only bound refuses
+        threading.Thread(target=_listen, args=(server, sock), daemon=True).start()
+        print("mounted", flush=True)
+        server.serve()
 
 
 if __name__ == "__main__":
