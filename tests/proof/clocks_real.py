@@ -153,7 +153,7 @@ def retention(folder: Path, part: Part, offsets: Sequence[float]) -> None:
             sites[name] = stack.enter_context(FakedGateway(
                 folder / name / "site", [to_peer(archives[name], id="pacs", status_days=0.0)], wall=time.time() - 10 * YEAR,
                 spool={"keep_min_hours": 0.0, "keep_max_days": most}))
-            sites[name].start()
+            sites[name].start_stages()
             _send(sites[name], objects.ct_study(4, name, side=64), journals[name])
         sites["goes"].step_to(-20 * YEAR)
         wait_until(lambda: sites["keeps"].balance()["confirmed"] == 4, 3 * ROUND, "confirmed", every=0.5)

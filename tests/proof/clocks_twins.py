@@ -214,9 +214,8 @@ def windows(folder: Path, seed: int, part: Part) -> None:
     text = chance.choice(("19:00-06:30", "08:00-12:00", "00:00-00:30"))
     window = hours(text)
     assert window is not None
+    yard.of_day = partial(minute_of_day, clock)
     sleeper = Sleeper(yard, yard.lane(Destination(id="pacs", hours=(text,))))
-    desk = yard.desks["pacs"]
-    desk._minute = partial(minute_of_day, clock)
     site = yard.sites["pacs"]
     sent_when: list[tuple[int, int | None]] = []
     site.before = lambda row: sent_when.append((row.number, minute_of_day(clock)))

@@ -53,7 +53,11 @@ class FakedGateway(Gateway):
         self._notified.close()
 
     def wait_round(self, seconds: float = 40.0) -> None:
-        """Until the keeper has gone a whole round from now on; it is kicked, so that it need not be waited for."""
+        """Until the keeper has gone a whole round from now on; it is kicked, so that it need not be waited for.
+
+        It has to have a process of its own: where several stages share one, a ping bears the name of the slowest.
+        """
+        assert "keeper" in self.processes, "rounds of the keeper are seen where it runs alone: `start_stages`"
         for wanted in (0, 2):       # the first that ends had begun before
             rounds = 0
             end = time.monotonic() + (seconds if wanted else 0)

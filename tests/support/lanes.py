@@ -109,6 +109,7 @@ class Yard(Bench):
         super().__init__(folder, self.manual)
         self.random = 1.0
         self.minute: int | None = 720
+        self.of_day: Callable[[], int | None] = lambda: self.minute
         self.total = Pace(0, self.manual.boot_ns())
         self.sites: dict[str, Site] = {}
         self.desks: dict[str, Desk] = {}
@@ -116,7 +117,7 @@ class Yard(Bench):
     def desk(self, destination: str | Destination = "pacs") -> Desk:
         entry = Destination(id=destination) if isinstance(destination, str) else destination
         self.sites.setdefault(entry.id, Site(clock=self.manual))
-        self.desks[entry.id] = Desk(entry, self.ledger, self.manual, self.total, lambda: self.random, lambda: self.minute)
+        self.desks[entry.id] = Desk(entry, self.ledger, self.manual, self.total, lambda: self.random, lambda: self.of_day())
         return self.desks[entry.id]
 
     def lane(self, destination: str | Destination = "pacs") -> Lane:
