@@ -14,7 +14,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from appliance.spool.buffers import Buffer
 
@@ -24,7 +25,10 @@ BUFFERS = 2
 KEPT = 2
 """Idle ones that are kept for the next large object; the others end, and their memory goes back to the system."""
 
-_idle: list[Behind] = []    # append and pop are atomic, so threads share it without a lock
+IDLE_SECONDS = 10.0
+"""After so long with nothing to do, so do those that were kept: whatever was sent here leaves nothing behind."""
+
+_idle: list[Behind] = []    # append, pop and remove are atomic, so threads share it without a lock
 
 
 class Behind:
@@ -70,7 +74,7 @@ class Behind:
         return error
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        while (work := self._next_work()) is not None:
             error = None
             if not self._failed:
                 try:
@@ -79,6 +83,16 @@ class Behind:
                     error, self._failed = e, True
             del work                        # an idle thread keeps no object alive
             self._done.put(error)
+
+    def _next_work(self) -> Callable[[], None] | None:
+        """None at the end: it was told to, or has been idle for long and nobody can borrow it any more."""
+        while True:
+            try:
+                return self._work.get(timeout=IDLE_SECONDS)
+            except Empty:
+                with suppress(ValueError):      # it is lent
+                    _idle.remove(self)
+                    return None
 
     def end(self) -> None:
         self._work.put(None)

@@ -126,6 +126,22 @@ def test_threads_and_buffers_are_kept_within_bounds() -> None:
     wait_until(lambda: sum(thread.name == "behind" for thread in threading.enumerate()) <= behind.KEPT, 10, "the rest end")
 
 
+def test_what_is_idle_for_long_ends_and_what_is_lent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind, "_idle", [])
+    monkeypatch.setattr(behind, "IDLE_SECONDS", 0.02)
+    before = set(threading.enumerate())
+    lent, kept = behind.take(), behind.take()
+    assert lent is not None and kept is not None
+    behind.give(kept)
+    wait_until(lambda: len(set(threading.enumerate()) - before) == 1 and not behind._idle, 10, "the idle one ends")
+    done: list[str] = []
+    lent.begin(Buffer(), lambda: done.append("late"))
+    lent.wait()
+    assert done == ["late"]
+    behind.give(lent)
+    wait_until(lambda: not set(threading.enumerate()) - before, 10, "the other one ends, now that it is back")
+
+
 def test_what_was_begun_behind_a_failure_is_not_done_and_the_next_borrower_begins_afresh() -> None:
     one, done = Behind(), []
 
