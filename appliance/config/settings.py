@@ -95,7 +95,7 @@ class Destination:
                             choices=("forward", "hold"))
     failover: str = setting("", "Destination that takes over while this one is down.")
     failover_seconds: float = setting(300.0, "How long it must be down before the fail-over takes over.", unit="s", low=0)
-    associations: int = setting(2, "Associations at once, at most (dimse): a further one is opened where more waits, and not "
+    associations: int = setting(1, "Associations at once, at most (dimse): a further one is opened where more waits, and not "
                                 "where the destination takes no more.", low=1, high=16)
     window: int = setting(32, "Objects claimed at once for one association.", low=1, high=1024)
     max_pdu: int = setting(131072, "Largest PDU that we send, whatever the peer allows.", unit="bytes", low=4096, high=131072)

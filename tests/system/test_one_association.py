@@ -46,8 +46,11 @@ def test_a_backlog_for_a_destination_that_takes_one_association(kind: str, tmp_p
 
 
 def deliver(folder: Path, destination: dict[str, object], study: list[objects.Instance]) -> str:
-    """Held while the forwarder is away, then delivered; what the forwarder says. Nothing was tried twice, and no alarm rose."""
-    with Gateway(folder / "gateway", [destination]) as gateway:
+    """Held while the forwarder is away, then delivered by up to two associations; what the forwarder says.
+
+    Nothing was tried twice, and no alarm rose.
+    """
+    with Gateway(folder / "gateway", [{**destination, "associations": 2}]) as gateway:
         gateway.start("receiver")
         assert set(send_all(gateway.port, study).values()) == {0}
         gateway.start("keeper", "forwarder")
