@@ -157,13 +157,13 @@ def test_new_changed_and_removed_destinations(works: Works) -> None:
 
 
 def test_a_destination_that_changes_in_mid_window_gets_the_rest_by_its_new_settings(works: Works) -> None:
-    works.destinations(Destination(id="pacs"))
+    works.destinations(Destination(id="pacs", associations=2))
     site = works.sites["pacs"]
     site.blocked = threading.Event()
     works.start()
     numbers = works.put(20, "pacs")
     assert site.inside.wait(10)
-    works.destinations(Destination(id="pacs", port=2104))
+    works.destinations(Destination(id="pacs", port=2104, associations=2))
     wait_until(lambda: len(works.made) == 4)                       # two lanes, and two in their place
     site.blocked.set()
     wait_until(lambda: works.states(numbers, "pacs") == {"sent"})
