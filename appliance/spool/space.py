@@ -8,7 +8,8 @@ import threading
 from appliance.dicom.part10 import HEAD
 from appliance.errors import SpoolFull
 from appliance.policy import Space, space
-from appliance.spool.layout import Spool, spool_error
+from appliance.spool import ballast
+from appliance.spool.layout import BALLAST, Spool, spool_error
 from appliance.spool.ledger import Ledger
 from appliance.spool.slots import Slot
 
@@ -23,13 +24,16 @@ def held(ledger: Ledger) -> tuple[int, int]:
 
 
 def measure(spool: Spool, held_bytes: int, largest: int) -> Space:
-    """The room there is now. `held_bytes`: files of all objects held; `largest`: the largest object seen. SpoolFault."""
+    """The room there is now. `held_bytes`: files of all objects held; `largest`: the largest object seen. SpoolFault.
+
+    What the ballast was given up for is the ledger and deletions: its room is none for images, until it is there again.
+    """
     try:
         disk = os.statvfs(spool.path)
     except OSError as e:
         raise spool_error(e, f"cannot ask for the room in {spool.path}") from e
     no_inodes = disk.f_files > 0 and disk.f_favail < LEAST_INODES     # 0 files: that file system does not count them
-    free = 0 if no_inodes else disk.f_bavail * disk.f_frsize
+    free = 0 if no_inodes else disk.f_bavail * disk.f_frsize - (0 if ballast.is_there(spool.path) else BALLAST)
     return space(disk.f_blocks * disk.f_frsize, free, held_bytes, spool.size, largest)
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from appliance.errors import SpoolFull, SpoolRefused
 from appliance.model import SpaceState
+from appliance.spool import ballast
 from appliance.spool.layout import BALLAST, Spool
 from appliance.spool.reader import verify
+from appliance.spool.space import measure
 from tests.support.spools import accept, files, fresh, intake_of
 
 MIB = 1 << 20
@@ -148,6 +150,23 @@ def test_ballast_is_room_for_the_ledger(small: Path) -> None:
         os.unlink(small / "filler")
         assert spool.fill_ballast()
         assert spool.ballast_path.stat().st_size == BALLAST
+
+
+@pytest.mark.requirement("design: Space, ballast")
+def test_what_the_ballast_gave_up_is_no_room_for_images(small: Path) -> None:
+    spool = fresh(small)
+    left = measure(spool, 0, 0).free - 3 * MIB
+    with open(small / "filler", "wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, left)
+    full = measure(spool, 0, 0)
+    assert full.state is SpaceState.RED
+    assert ballast.give_up(spool.path)
+    now = os.statvfs(small)
+    assert now.f_bavail * now.f_frsize > BALLAST
+    assert measure(spool, 0, 0).state is SpaceState.RED and abs(measure(spool, 0, 0).free - full.free) < MIB // 4
+    os.unlink(small / "filler")
+    assert spool.fill_ballast()
+    assert measure(spool, 0, 0).state is SpaceState.GREEN
 
 
 def test_a_spool_on_a_mount_that_went_away_is_refused(small: Path) -> None:
