@@ -118,12 +118,19 @@ def test_without_a_thread_it_writes_by_itself(yard: Yard, tmp_path: Path, disk: 
     assert (tmp_path / "slot").read_bytes()[HEAD:] == data and set(disk.names("behind")) == set()
 
 
-def test_threads_and_buffers_are_kept_within_bounds() -> None:
+def test_threads_and_buffers_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind, "_idle", [])
+    before = set(threading.enumerate())               # what others of this process have lent is none of ours
     many = [behind.take() for _ in range(6)]
+    new = set(threading.enumerate()) - before
+    assert sum(thread.name == "behind" for thread in new) == 6
     for one in many:
         assert one is not None
         behind.give(one)
-    wait_until(lambda: sum(thread.name == "behind" for thread in threading.enumerate()) <= behind.KEPT, 10, "the rest end")
+    assert len(behind._idle) == behind.KEPT
+    wait_until(lambda: sum(thread.is_alive() for thread in new) <= behind.KEPT, 10, "the rest end")
+    for kept in behind._idle:
+        kept.end()
 
 
 def test_what_is_idle_for_long_ends_and_what_is_lent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
