@@ -113,8 +113,8 @@ def step_in_a_back_off(folder: Path, part: Part, years: float, steps: int) -> No
         port = free_port()
         tries: list[float] = []
         refusing = stack.enter_context(Proxy(port))
-        site = stack.enter_context(FakedGateway(folder / "site", [
-            to_peer(Destination("pacs", "PACS", refusing.port, folder), id="pacs")], wall=time.time()))
+        site = stack.enter_context(FakedGateway(folder / "site", [      # no C-ECHO beside them: every connection is a try
+            to_peer(Destination("pacs", "PACS", refusing.port, folder), id="pacs", echo_minutes=0.0)], wall=time.time()))
         refusing.on_connect = lambda: tries.append(time.monotonic())
         site.start()
         study = objects.ct_study(3, ("back-off", years), side=64)
