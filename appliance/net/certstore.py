@@ -78,17 +78,27 @@ class Store:
     def material(self, id: str) -> Material:
         """What is there for that id now; everything None where nothing is. Never raises."""
         folder = self.folder / id
-        try:
-            pair = folder / os.readlink(folder / CURRENT)
-        except OSError:
-            pair = folder / CURRENT
-        paths = (pair / KEY, pair / CHAIN, folder / TRUST, folder / CRL)
-        marks = [_mark(path) for path in paths]
+        pair = _pair(folder)
+        while True:
+            paths = (pair / KEY, pair / CHAIN, folder / TRUST, folder / CRL)
+            marks = [_mark(path) for path in paths]
+            now = _pair(folder)
+            if now == pair or (marks[0] and marks[1]):
+                break
+            pair = now            # replaced, and the old one deleted, while we looked
         key, chain, trust, crl = (path if mark else None for path, mark in zip(paths, marks, strict=True))
         if key is None or chain is None:
             key = chain = None
         digest = blake2b(repr((pair.name, marks)).encode(), digest_size=7)
         return Material(id, folder, key, chain, trust, crl, int.from_bytes(digest.digest()))
+
+
+def _pair(folder: Path) -> Path:
+    """The generation that counts now."""
+    try:
+        return folder / os.readlink(folder / CURRENT)
+    except OSError:
+        return folder / CURRENT
 
 
 def _mark(path: Path) -> tuple[int, int, int, int] | None:
