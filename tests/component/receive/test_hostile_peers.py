@@ -254,11 +254,12 @@ def test_a_peer_that_never_reads_its_answers_is_given_up(box: Box):
     scanner = associated(box.port)
     message = pdata(scanner.accepted[VERIFICATION, IMPLICIT], 3, echo_command(1)) * 500
     scanner.sock.settimeout(20)
-    with echoing(box.port), contextlib.suppress(OSError):
+    with echoing(box.port), pytest.raises(ConnectionError):      # not a time-out of ours
         while True:
             scanner.sock.sendall(message)
+    wait_until(lambda: box.receiver.associations == 0, 20, "given up, while the peer still holds its end")
     scanner.close()
-    wait_until(box.quiet, 20, "given up")
+    wait_until(box.quiet, 20, "all gone")
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------

@@ -139,11 +139,11 @@ def test_a_handshake_that_stops_anywhere_ends_at_the_deadline_and_is_counted(doo
 @pytest.mark.requirement("hazard: TLS handshake")
 def test_an_association_that_never_asks_after_its_handshake_ends_too(door: Door) -> None:
     with door.connect() as sock, door.context.wrap_socket(sock, server_hostname="localhost") as tls:
-        tls.settimeout(10)
-        with contextlib.suppress(OSError):
+        tls.settimeout(20)
+        with contextlib.suppress(ssl.SSLError, ConnectionError):     # cut off; a time-out of ours is none of these
             while tls.recv(4096):
                 pass
-    wait_until(door.is_empty, 10, "it is over")
+        wait_until(door.is_empty, 10, "it is over, while the caller still holds its end")
 
 
 @pytest.mark.requirement("hazard: TLS handshake")
