@@ -62,9 +62,13 @@ def pacs(folder: Path) -> Iterator[Path]:
 
 
 def arrived(folder: Path, count: int, seconds: float = 120) -> dict[str, bytes]:
-    """What the PACS has, once it has so many."""
+    """What the PACS has, once it has so many and none of them grows any more; what there is when the time is over."""
     end = time.monotonic() + seconds
-    while len(list(folder.iterdir())) < count and time.monotonic() < end:
+    before: dict[Path, int] = {}
+    while time.monotonic() < end:
+        sizes = {path: path.stat().st_size for path in folder.iterdir()}
+        if len(sizes) >= count and sizes == before:
+            break
+        before = sizes
         time.sleep(0.5)
-    time.sleep(1)
     return dict(content(path) for path in folder.iterdir())
