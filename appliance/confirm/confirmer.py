@@ -105,6 +105,11 @@ class Confirmer:
         with self._lock:
             return {id: runner.moved for id, runner in self._runners.items()}
 
+    def dead(self) -> list[str]:
+        """Destinations whose thread has ended without being told to."""
+        with self._lock:
+            return [id for id, runner in self._runners.items() if runner.join(0)]
+
     def _proof(self, destination: Destination) -> Proof:
         if destination.type == "folder":
             from appliance.confirm.reread import RereadProof

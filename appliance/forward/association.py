@@ -88,6 +88,8 @@ class Association:
         self._layer = UpperLayer.requestor(RECEIVE_PDU)
         self._message_id = 0
         self._storing = False
+        self.moves = 0
+        """Grows with whatever counts as progress: bytes that the peer or its system took, bytes that it sent."""
         self._events: Iterator[Event] = iter(())
         self._by_syntax: dict[tuple[str, str], AcceptedContext] = {}
         self._closing = threading.Lock()  # against `interrupt`: a closed descriptor may belong to somebody else at once
@@ -244,6 +246,7 @@ class Association:
         """Write all of it; header and payload leave in one call. A call that takes no byte for `progress` is the end."""
         try:
             done = self._sock.sendmsg(buffers)
+            self.moves += 1
             if done == sum(map(len, buffers)):
                 return
             left = [memoryview(buffer) for buffer in buffers]
@@ -253,6 +256,7 @@ class Association:
                 if left:
                     left[0] = left[0][done:]
                     done = self._sock.sendmsg(left)
+                    self.moves += 1
         except BlockingIOError:
             raise self._last_words(Failure(FailureKind.TIMEOUT, f"took no byte for {self._limits.progress:.3g} s")) from None
         except TlsError as e:
@@ -300,12 +304,14 @@ class Association:
                     before, on_their_way = on_their_way, sockets.unacknowledged(self._sock)
                     if on_their_way >= before:
                         raise self._late(late) from None
+                    self.moves += 1
                     limit = time.monotonic() + self._limits.progress
         except OSError as e:
             self._close()
             raise AssociationLost(failure_of(e), self.party) from None
 
     def _take(self, count: int) -> None:
+        self.moves += 1
         if not count:
             self._layer.closed()
             self._close()

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, groupby
 
 from appliance.config.settings import Destination
@@ -73,6 +74,8 @@ class DimseTransport:
         self._proposed: frozenset[Pair] = frozenset()
         self._party: Party | None = None
         self._child: Child | None = None
+        self._reading = False            # the disk is waited for
+        self._steps = 0                  # progress besides the bytes of the association that there is now
         self._rested = False             # whether the association lay idle since its last object
         self._stored = False             # whether this destination has ever taken anything from us
         self._aborted = threading.Event()
@@ -80,6 +83,12 @@ class DimseTransport:
         weakref.finalize(self, os.close, self._cancel)
 
     # --- the protocol of a transport ------------------------------------------------------------------------------------
+
+    @property
+    def moves(self) -> int | None:
+        """See `transport.Transport.moves`."""
+        association = self._association
+        return None if self._reading else self._steps + (association.moves if association is not None else 0)
 
     def send(self, batch: Sequence[Queued], emit: Emit) -> None:
         """See `transport.Transport.send`. Of neighbours of one priority, those with the same titles go together."""
@@ -97,6 +106,7 @@ class DimseTransport:
                 expect(self._spool, waiting[0][1].number)
             finding, broken = self._deliver(party, queued, (other for theirs, other in waiting if theirs == party))
             self._rested = False
+            self._steps += 1
             if finding.fault is None:
                 self._stored = True
             stop = emit(finding.outcome(queued.number))
@@ -189,6 +199,7 @@ class DimseTransport:
     def _drop(self) -> None:
         """Forget the association, and close it hard if it is still open."""
         association, self._association = self._association, None
+        self._steps += 1 + (association.moves if association is not None else 0)
         self._proposed = frozenset()
         if association is not None:
             association.abort()
@@ -229,18 +240,37 @@ class DimseTransport:
             context = association.context_for(abstract, target)
         if context is None:
             return NoContext(abstract, queued.syntax, everything=not association.contexts and not self._stored)
-        with ObjectReader(self._spool, queued.number) as reader:
+        self._reading = True
+        with self._no_more_reading(), ObjectReader(self._spool, queued.number) as reader:
             custody = reader.custody
             if (custody.digest, custody.length) != (queued.digest, queued.length):
                 raise ObjectDamaged(queued.number, "its head is not the one that was acknowledged")
             try:
                 pieces = (_verbatim(reader, association.fragment) if context.syntax == queued.syntax
                           else self._recoded(reader, queued, context.syntax, association.fragment))
-                response = association.store(context, queued.sop_class, queued.sop_instance, pieces,
+                response = association.store(context, queued.sop_class, queued.sop_instance, self._read(pieces),
                                              _PRIORITIES[queued.priority])
             except SandboxError as e:
                 return Failure(FailureKind.LOCAL_OBJECT, e.message)
         return Status(response.status, response.comment, everything=not self._stored)
+
+    @contextmanager
+    def _no_more_reading(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._reading = False
+
+    def _read(self, pieces: Pieces) -> Pieces:
+        """The same pieces; while each is fetched, it is the disk that is waited for and not the destination."""
+        fetch = iter(pieces)
+        while True:
+            self._reading = True
+            piece = next(fetch, None)
+            self._reading = False
+            if piece is None:
+                return
+            yield piece
 
     def _recoded(self, reader: ObjectReader, queued: Queued, target: str, fragment: int) -> Pieces:
         """The data set in the other uncompressed syntax. SandboxError here rather than later, where it shows at once."""

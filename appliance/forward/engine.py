@@ -48,6 +48,11 @@ POLL_SECONDS = 1.0
 LATE_SECONDS = 60.0
 """A thread of ours that has something to do and stands still for so long keeps the watchdog from being fed."""
 
+PATIENCE = 2.0
+"""A lane is given so many times what its destination is given (`connect_seconds` and `progress_seconds` together), and never
+less than LATE_SECONDS: the transport ends a wait without progress by itself, so one that lasts longer is a hang of ours. A slow
+line makes progress, and never comes to this."""
+
 RECOUNT_SECONDS = 60.0
 """How often each desk compares what it knows with the ledger's count."""
 
@@ -118,6 +123,8 @@ class Forwarder:
         self._head = -1
         self._recounted = clock.boot_ns()
         self._conditions: list[Condition] = []
+        self._standing: dict[Lane, tuple[int | None, int]] = {}
+        self._told_hung = False
         self.moved = clock.boot_ns()
         """Boot ns of the watching thread's last round."""
 
@@ -222,7 +229,7 @@ class Forwarder:
                 log.error("the ledger cannot be read", why=str(error))
             except Exception:  # noqa: BLE001  top of a stage's thread: what the lanes do goes on
                 log.crash("fault of the program while watching")
-            if not self.late(LATE_SECONDS, lanes=False):
+            if not self.late(LATE_SECONDS, lanes=False) and not self.hung():
                 alive("forwarder")
             mailbox.wait(POLL_SECONDS)
 
@@ -295,8 +302,8 @@ class Forwarder:
     def late(self, seconds: float, *, lanes: bool = True) -> list[str]:
         """Threads that have something to do and have not moved for so long: for the watchdog's ping.
 
-        Without `lanes` there: one moves when an object is through, and a large one on a slow line may take a day; that
-        its transport makes progress is bounded by `progress_seconds`.
+        Without `lanes` there: one moves when an object is through, and a large one on a slow line may take a day, or the
+        ledger keeps it (the disk does not gate the ping). See `hung`.
         """
         before = self._clock.boot_ns() - int(seconds * SECOND)
         with self._lock:
@@ -304,6 +311,26 @@ class Forwarder:
         names = [lane.name for lane in looked_at if lane.busy and lane.moved < before]
         names += ["forward"] if self.moved < before else []
         return names + (["route"] if self._routing is not None and self._routing.moved < before else [])
+
+    def hung(self) -> list[str]:
+        """Lanes whose transport has made no progress for far longer than it allows its destination. Each call looks anew."""
+        now = self._clock.boot_ns()
+        with self._lock:
+            looked_at = [(place.desk.destination, lane) for place in self._places.values() for lane in place.lanes]
+        seen, names = {}, []
+        for destination, lane in looked_at:
+            moves = lane.moves
+            before, since = self._standing.get(lane, (None, now))
+            seen[lane] = moves, now if moves is None or moves != before else since
+            limit = max(LATE_SECONDS, PATIENCE * (destination.connect_seconds + destination.progress_seconds))
+            if now - seen[lane][1] > limit * SECOND:
+                names.append(lane.name)
+        self._standing = seen
+        if names and not self._told_hung:
+            log.error("nothing moves towards a destination, and its transport does not give up: the watchdog is fed no more",
+                      lanes=", ".join(names))
+        self._told_hung = bool(names)
+        return names
 
     # --- configuration ----------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,11 @@ class FolderTransport:
         self._spool = spool
         self._aborted = threading.Event()
 
+    @property
+    def moves(self) -> None:
+        """See `transport.Transport.moves`: a mount that hangs is the destination's trouble, and no restart of ours mends it."""
+        return None
+
     def send(self, batch: Sequence[Queued], emit: Emit) -> None:
         """See `transport.Transport.send`."""
         try:

@@ -13,7 +13,8 @@ known by then is kept and written first when it works again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, groupby
 
 from appliance.clock import SECOND, Clock
@@ -102,6 +103,11 @@ class Lane:
     def busy(self) -> bool:
         """Whether objects are in hand, and it is the lane's turn: a transport bounds its own time without progress."""
         return bool(self._hand or self._results) and not self._in_transport
+
+    @property
+    def moves(self) -> int | None:
+        """Grows with the transport's progress; None while it is not its turn, or where nothing can be said of it."""
+        return self._transport.moves if self._in_transport else None
 
     def run(self) -> None:
         """The thread."""
@@ -219,7 +225,8 @@ class Lane:
         self._used_at = None
         self.desk.ended(self.name)
         try:
-            finding = self._transport.probe()
+            with self._its_turn():
+                finding = self._transport.probe()
         except DeliveryError as error:
             if self._aborted:
                 self.desk.unproved()
@@ -238,6 +245,14 @@ class Lane:
         finally:
             self.desk.unproved()
 
+    @contextmanager
+    def _its_turn(self) -> Iterator[None]:
+        self._in_transport = True
+        try:
+            yield
+        finally:
+            self._in_transport = False
+
     # --- sending ------------------------------------------------------------------------------------------------------------
 
     def _claiming(self, numbers: Sequence[int]) -> None:
@@ -252,11 +267,8 @@ class Lane:
         self._note.under_way(objects[0].number)
         lost = False
         try:
-            self._in_transport = True
-            try:
+            with self._its_turn():
                 self._transport.send(objects, self._emit)
-            finally:
-                self._in_transport = False
             if self._hand and not self._stopped:
                 self._failed(Fault.DESTINATION, None, "the transport gave no outcome — report it with the log")
         except DeliveryError as error:

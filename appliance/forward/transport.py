@@ -27,6 +27,11 @@ limit or the end of the process comes in between.
 class Transport(Protocol):
     """One way to one destination."""
 
+    @property
+    def moves(self) -> int | None:
+        """Grows with whatever counts as progress towards the destination, bytes first of all. None: nothing is said of it
+        now, because the disk, or a file system that is the destination's, is waited for. From any thread."""
+
     def send(self, batch: Sequence[Queued], emit: Emit) -> None:
         """Send these objects, in order. Each gets at most one outcome.
 

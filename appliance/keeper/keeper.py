@@ -166,6 +166,12 @@ class Keeper:
         before = self._clock.boot_ns() - int(seconds * SECOND)
         return [id for id, at in self.confirmer.moved().items() if at < before]
 
+    def dead(self) -> list[str]:
+        """Threads of ours that have ended without being told to: only a new keeper has them again. Not those that wait."""
+        names = [thread.name for thread in self._threads if not thread.is_alive()]
+        names += [f"confirm-{id}" for id in self.confirmer.dead()]
+        return names + (["control"] if self._control is not None and not self._control.alive else [])
+
     def _work(self) -> None:
         mailbox = self._mailbox
         assert mailbox is not None
@@ -174,7 +180,8 @@ class Keeper:
                 self.round()
             except Exception:  # noqa: BLE001  top of the keeper's thread: an unforeseen fault must not end retention and alarms
                 _log.crash("a round failed")
-            alive("keeper")
+            if not self.dead():
+                alive("keeper")
             if self._clock.wait(self._stop, LEAST_SECONDS):
                 return
             if mailbox.wait(ROUND_SECONDS - LEAST_SECONDS):

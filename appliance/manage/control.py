@@ -156,6 +156,11 @@ class ControlServer:
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it answers, as far as its own thread goes."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Take no more; requests under way are finished by their own threads."""
         self._stopped = True

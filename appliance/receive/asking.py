@@ -45,6 +45,11 @@ class Asker:
         self._questions.put(None)
         self._thread.join(1.0)
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to ask: a disk that keeps him does not count as his death."""
+        return self._thread.is_alive()
+
     def ask(self, put: Callable[[], T], seconds: float) -> T:
         """What `put` returns or raises. SpoolFault where that takes longer than `seconds`, or others have waited so long."""
         since = self._since

@@ -23,6 +23,7 @@ CONFIGURE = b"C"     # memory file: Config
 ARRIVED = b"A"       # socket: [ticket, fields of an Arrival]
 STOP = b"S"          # seconds to drain
 BEGIN = b"B"         # memory file: Setup
+PULSE = b"P"         # its main thread shall show that it listens
 
 # From a worker
 READY = b"R"         # process number

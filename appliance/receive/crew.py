@@ -150,6 +150,11 @@ class Crew:
         for member in self._members:
             self._configure(member)
 
+    def pulse(self) -> None:
+        """Have each worker show that its main thread listens: a hung one would take connections for ever and answer none."""
+        for member in self._members:
+            self._send(member, channels.PULSE, None)
+
     def tick(self) -> None:
         """Start workers again that had died too often, once their time has passed."""
         if self._nursery is not None:

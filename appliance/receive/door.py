@@ -116,6 +116,11 @@ class Door:
         if self._thread is not None:
             self._thread.join(15)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its threads live. What the disk keeps from them is another matter."""
+        return self._asker.alive and self._thread is not None and self._thread.is_alive()
+
     # -- the decision ------------------------------------------------------------------------------------------------
 
     def answer(self, arrival: Arrival, request: AssociateRequest, proven: frozenset[str] = frozenset()) -> Answer:

@@ -67,7 +67,7 @@ class Watched(Protocol):
 class _Mark:
     """What the guard saw of one association: since when nothing has moved, and it waits for the disk without a break."""
 
-    __slots__ = ("called", "cut", "disk_since", "moves", "phase", "since")
+    __slots__ = ("called", "called_at", "cut", "disk_since", "moves", "phase", "since")
 
     def __init__(self, phase: int, moves: int, since: int) -> None:
         self.phase = phase
@@ -75,6 +75,7 @@ class _Mark:
         self.since = since
         self.disk_since = since
         self.called = False
+        self.called_at = 0
         self.cut = False
 
 
@@ -137,8 +138,8 @@ class Guard:
         now = now_ns()
         if now - self._beat > 3 * self._tick:
             return False
-        stuck = 2 * max(self._limits.values())
-        return not any(mark.called and mark.phase not in ON_DISK and now - mark.since > stuck
+        stuck = max(self._limits.values())
+        return not any(mark.called and mark.phase not in ON_DISK and now - mark.called_at > stuck
                        for _, mark in self._members())
 
     def _members(self) -> list[tuple[Watched, _Mark]]:
@@ -191,7 +192,7 @@ class Guard:
                 since = mark.disk_since if phase in ON_DISK else mark.since
                 due = member.deadline if phase == FIRST else since + self._limits[phase]
             if now >= due and not mark.called:
-                mark.called = True
+                mark.called, mark.called_at = True, now
                 member.overdue(phase)
             elif phase == WRITE and mark.called and not mark.cut and now >= due + self._limits[CLOSING]:
                 mark.cut = True

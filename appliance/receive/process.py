@@ -71,6 +71,7 @@ def work(channel: socket.socket) -> None:
     except DcmgateError as e:
         _tell(channel, channels.FAILED, (type(e).__name__, e.message, e.mend))
         return
+    worker.pulse()
     _tell(channel, channels.READY, os.getpid())
     worker.stop(_serve(channel, worker))
 
@@ -85,6 +86,8 @@ def _serve(channel: socket.socket, worker: Worker) -> float:
             if not worker.take(sock, arrival, ticket):
                 sock.close()
                 _tell(channel, channels.ENDED, ticket)
+        elif kind == channels.PULSE:
+            worker.pulse()
         elif kind == channels.CONFIGURE:
             worker.configure(channels.long_value(fds[0]))
         elif kind == channels.STOP:

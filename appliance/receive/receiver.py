@@ -197,6 +197,8 @@ class Receiver:
         late = now_ns() - int(3 * self.limits.tick * SECOND)
         if not self._front.alive or self._heard < late or self._guard is None or not self._guard.moving():
             return False
+        if self._worker is not None and not self._worker.moving():
+            return False
         return self._crew is None or self._crew.moving()
 
     def reload(self) -> None:
@@ -219,6 +221,9 @@ class Receiver:
 
     def _beat(self) -> None:
         """The guard's tick. The accepting thread hears of it whatever this thread or the disk are at."""
+        crew = self._crew
+        if crew is not None:
+            self._front.call(crew.pulse)
         self._front.call(self._hear)
         self._ticked.set()
         self._look()

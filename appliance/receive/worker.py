@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.clock import Clock
+from appliance.clock import SECOND, Clock
 from appliance.config.settings import LEGACY, Config
 from appliance.dicom.pdu import AssociateRequest
 from appliance.errors import DcmgateError
@@ -23,7 +23,7 @@ from appliance.net.tlserrors import TlsError
 from appliance.receive.association import Association
 from appliance.receive.door import Answer, Door
 from appliance.receive.front import Arrival
-from appliance.receive.guard import Guard
+from appliance.receive.guard import Guard, now_ns
 from appliance.receive.limits import Limits
 from appliance.receive.services import Registry, Storage, Verification
 from appliance.spool.intake import Intake
@@ -77,6 +77,7 @@ class Worker:
         self._lock = threading.Lock()
         self._nobody = threading.Condition(self._lock)
         self._stopping = False
+        self._pulse: int | None = None
 
     def start(self) -> None:
         """Open intake (recovery included). SpoolError, LedgerError."""
@@ -146,7 +147,16 @@ class Worker:
 
     def report(self) -> Report:
         """For the tick: nothing in here may block."""
-        return Report(len(self._associations), self.guard.moving(), self.out_of_intake)
+        return Report(len(self._associations), self.moving(), self.out_of_intake)
+
+    def pulse(self) -> None:
+        """The front has been heard, in the thread that takes sockets from it."""
+        self._pulse = now_ns()
+
+    def moving(self) -> bool:
+        """Whether every thread that is not idle has moved lately, the disk's waits aside. Does not block."""
+        heard = self._pulse is None or now_ns() - self._pulse <= 3 * int(self.limits.tick * SECOND)
+        return heard and self.guard.moving() and (self._stopping or (self.door.alive and self.intake.error is None))
 
     @property
     def out_of_intake(self) -> str:

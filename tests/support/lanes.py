@@ -62,6 +62,7 @@ class FakeTransport:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.aborted = threading.Event()
+        self.moves: int | None = 0
 
     def send(self, batch: Sequence[Queued], emit: Emit) -> None:
         site = self.site

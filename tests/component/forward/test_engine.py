@@ -312,6 +312,39 @@ def test_a_thread_that_does_not_move_is_named_for_the_watchdog(works: Works, mon
     free.set()
 
 
+@pytest.mark.requirement("Watchdog chain: a stuck lane gates the ping, a slow line does not")
+def test_a_lane_towards_which_nothing_moves_is_hung_and_one_on_a_slow_line_is_not(
+        works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LATE_SECONDS", 0.5)
+    ids = ("stuck", "slow", "disk")
+    works.destinations(*(Destination(id=id, connect_seconds=0.1, progress_seconds=0.1) for id in ids))
+    for id in ids:
+        works.sites[id].blocked = threading.Event()
+    pings: list[str] = []
+    monkeypatch.setattr(engine, "alive", pings.append)
+    forwarder = works.start()
+    works.put(1, *ids)
+    for id in ids:
+        assert works.sites[id].inside.wait(10)
+    moved: dict[str, Any] = {lane.desk.id: lane._transport for place in forwarder._places.values() for lane in place.lanes}
+    moved["disk"].moves = None          # the disk is waited for: no restart of ours mends it
+
+    def hung() -> bool:
+        moved["slow"].moves += 1
+        return bool(forwarder.hung())
+
+    wait_until(hung, 20)
+    assert [name.split()[1] for name in forwarder.hung()] == ["stuck"]
+    wait_until(lambda: not pings.clear() and not threading.Event().wait(2.5) and not pings, 20, "silence")
+    works.sites["stuck"].blocked.set()
+
+    def goes_on() -> bool:
+        moved["slow"].moves += 1
+        return bool(pings)
+
+    wait_until(goes_on, 20, "a ping again")
+
+
 @pytest.mark.requirement("Delivery: two crashes park")
 @pytest.mark.parametrize("associations", [1, 2])
 def test_two_deaths_park_the_object_that_was_under_way_and_no_other(works: Works, associations: int) -> None:

@@ -130,7 +130,7 @@ def test_it_says_that_an_association_is_stuck_but_not_for_the_disks_sake():
     guard._marks[member].since = start - 31 * SECOND
     guard.look(start)
     assert guard.moving()                                          # overdue, and about to end
-    guard._marks[member].since = start - 200 * SECOND
+    guard._marks[member].called_at = start - 200 * SECOND
     assert not guard.moving()                                      # it did not end
     guard._marks[member].phase = STORE
     assert guard.moving()
