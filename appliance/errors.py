@@ -124,6 +124,14 @@ class SpoolFault(SpoolError):
     io = False
 
 
+class DiskFault(DcmgateError):
+    """A disk of the box cannot be looked at, made or opened."""
+
+
+class DiskRefused(DiskFault):
+    """What is on the disks is not what this box may open or make anew."""
+
+
 class ObjectDamaged(SpoolError):
     """The bytes read for `number` are not those that were acknowledged (I5)."""
 

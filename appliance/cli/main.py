@@ -20,6 +20,7 @@ from appliance.cli import (
     cert_commands,
     config_commands,
     diagnose_command,
+    disk_commands,
     exits,
     listing,
     peer_commands,
@@ -41,8 +42,8 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
-            send_command, config_commands, cert_commands, proxy_commands, spool_commands, archive_commands, stage_commands,
-            tunnel_command)
+            send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, archive_commands,
+            stage_commands, tunnel_command)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from appliance.cli import exits, tls_counts, tunnel_status
+from appliance.cli import disk_commands, exits, tls_counts, tunnel_status
 from appliance.cli.context import Site
 from appliance.cli.text import bar, cut, plural, safe, size, span, table, when
 from appliance.model import DeliveryState, Severity, SpaceState
@@ -112,6 +112,7 @@ class Look:
             "problem": str(opened.problem) if opened.problem else "", "keeper": opened.keeper_answers(),
             "forwarder": forwarder,
             "state": str(room.state), "free": room.free, "total": room.total,
+            "disk": disk_commands.facts(),
             "held_objects": counts.held_objects, "held_bytes": counts.held_bytes, "accepted": counts.accepted,
             "unrouted": counts.unrouted, "rate_in": self._rates.of(""),
             "states": {str(state): count for state, count in counts.states.items()},
@@ -176,6 +177,7 @@ class Look:
         lines.append(f"spool  {room if facts['state'] == SpaceState.GREEN else site.warn(room)}; "
                      f"{plural(facts['held_objects'], 'object')}, {size(facts['held_bytes'])} held; "
                      f"in {size(facts['rate_in'])}/s{unrouted}")
+        lines += disk_commands.lines(site, facts["disk"])
         for alarm in facts["alarms"]:
             style = site.bad if alarm["severity"] == Severity.CRITICAL else site.warn
             lines.append(style(f"{alarm['severity']}: {safe(alarm['text'])}") +

@@ -20,6 +20,7 @@ from random import Random
 from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config
 from appliance.confirm import Confirmer
+from appliance.disks.found import disk_alarms
 from appliance.errors import ConfigError, DcmgateError, LedgerError
 from appliance.forward import health as forwarding
 from appliance.health import published
@@ -320,6 +321,7 @@ class Keeper:
         yield from self._certificates.alarms(config)
         yield from self._renewals.alarms(config)
         yield from self.tunnels.alarms()
+        yield from disk_alarms()
         yield from self._stage_findings()
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))

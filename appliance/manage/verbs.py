@@ -18,6 +18,7 @@ from appliance import __version__
 from appliance.config.findings import did_you_mean
 from appliance.config.settings import Config
 from appliance.errors import ControlError, LedgerError, ObjectDamaged
+from appliance.manage import box
 from appliance.manage.control import Verb
 from appliance.manage.generations import InForce
 from appliance.model import ObjectState, number_text
@@ -47,7 +48,7 @@ class Desk:
 
 def handlers(desk: Desk) -> dict[str, Verb]:
     """The registry: name → verb. A verb is called with the person's name and its arguments."""
-    verbs = (_hold, _release, _requeue, _discard, _damaged, _admit, _reload, _seen, _ping)
+    verbs = (_hold, _release, _requeue, _discard, _damaged, _admit, _reload, _seen, _recovery_key, _factory_reset, _ping)
     return {verb.__name__.removeprefix("_"): _bound(verb, desk) for verb in verbs}
 
 
@@ -139,6 +140,29 @@ def _seen(desk: Desk, by: str, args: Args) -> Any:
         raise ControlError("what was seen must be said")
     desk.ledger.seen(by, what)
     return {"by": by}
+
+
+def _recovery_key(desk: Desk, by: str, args: Args) -> Any:
+    """[written_down]: show the key of the disk; or, with its last letters, keep it here no more."""
+    letters = args.get("written_down")
+    if letters is None:
+        key = box.recovery_key()
+        desk.ledger.seen(by, "the recovery key of the disk")
+        return {"key": key}
+    box.check_letters(_text(args, "written_down", ""))
+    desk.ledger.seen(by, "the recovery key of the disk is written down")
+    box.forget_recovery_key()
+    return {"forgotten": True}
+
+
+def _factory_reset(desk: Desk, by: str, args: Args) -> Any:
+    """[override], [reason]: ask the system to make the box new; refused while it holds what was not delivered."""
+    override, reason = args.get("override") is True, _text(args, "reason", "")
+    held = box.held_now(desk.ledger)
+    box.check_reset(held, override=override, reason=reason)
+    desk.ledger.seen(by, f"factory reset asked for ({box.in_words(held)}): {reason.strip() or 'no reason given'}")
+    box.ask_for_reset(by, reason, held, override=override)
+    return {"asked": True, "held": box.in_words(held)}
 
 
 def _ping(desk: Desk, by: str, args: Args) -> Any:

@@ -16,7 +16,7 @@ from appliance.cli.main import parser
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "appliance" / "man" / "commands.md").read_text()
 COMMON = {"--config", "--json", "--help", "-h"}
-SECTIONS = dict(re.findall(r"^## `dcmgate ([a-z ]+)`\n(.*?)(?=^#|\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+SECTIONS = dict(re.findall(r"^## `dcmgate ([a-z -]+)`\n(.*?)(?=^#|\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
 
 
 def leaves(one: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[str, argparse.ArgumentParser]]:
