@@ -32,6 +32,7 @@ from appliance.cli import (
     stage_commands,
     status_command,
     tunnel_command,
+    update_command,
 )
 from appliance.cli.context import Site
 from appliance.config.findings import did_you_mean
@@ -43,7 +44,7 @@ Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
             send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, archive_commands,
-            stage_commands, tunnel_command)
+            stage_commands, tunnel_command, update_command)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

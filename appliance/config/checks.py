@@ -16,7 +16,7 @@ from appliance.config.findings import Findings, did_you_mean
 from appliance.config.hosts import host_port, is_host
 from appliance.config.lines import Path
 from appliance.config.secure import check_certificates, check_tls, remarks_on_tls
-from appliance.config.settings import Config, Destination
+from appliance.config.settings import SYSTEM_TRUST, Config, Destination
 
 TagProblem = Callable[[str], str]
 """Judges the name of a tag in a rule: "" where there is such a tag, else a mend."""
@@ -67,6 +67,7 @@ def check_config(config: Config, findings: Findings, tag_problem: TagProblem) ->
                 _title(findings, ("tunnel", nth, key), getattr(tunnel, key))
     _spool(findings, config)
     _alarms(findings, config)
+    _update(findings, config)
 
 
 def remarks(config: Config) -> list[str]:
@@ -397,3 +398,19 @@ def _alarms(findings: Findings, config: Config) -> None:
     if len(ages) != 3 or ages[0] <= 0 or not ages[0] < ages[1] < ages[2]:
         findings.wrong(("alarm", "backlog_minutes"), "must be three ages that grow: notice, warning, critical",
                        "write backlog_minutes = [15, 240, 1440]")
+
+
+def _update(findings: Findings, config: Config) -> None:
+    update = config.update
+    if update.url and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", update.url):
+        findings.wrong(("update", "url"), f'"{update.url[:60]}" is no URL of a folder',
+                       'write for example "https://updates.example.org/dcmgate"')
+    if update.channel and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", update.channel):
+        findings.wrong(("update", "channel"), f'"{update.channel[:60]}" is no name of a folder', 'write for example "stable"')
+    if update.trust not in ("", SYSTEM_TRUST) and config.certificate(update.trust) is None:
+        findings.wrong(("update", "trust"), f'there is no [[certificate]] "{update.trust[:60]}"',
+                       did_you_mean(update.trust, [*(c.id for c in config.certificates), SYSTEM_TRUST]))
+    if update.proxy and not host_port(update.proxy):
+        findings.wrong(("update", "proxy"), f'"{update.proxy[:60]}" is not host:port',
+                       'write for example "proxy.example.org:3128"')
+    _windows(findings, ("update", "window"), update.window)

@@ -33,6 +33,7 @@ from appliance.config.settings import (
     Rule,
     Spool,
     Tunnel,
+    Update,
 )
 from appliance.errors import ConfigError
 
@@ -53,7 +54,8 @@ class Entry(Protocol):
 
 LISTS: dict[str, type[Listener | Peer | Destination | Rule | Tunnel | Certificate]] = {
     c.table: c for c in (Listener, Peer, Destination, Rule, Tunnel, Certificate)}
-SINGLES: dict[str, type[Spool | Alarms | Control | Limits]] = {c.table: c for c in (Spool, Alarms, Control, Limits)}
+SINGLES: dict[str, type[Spool | Alarms | Control | Limits | Update]] = {
+    c.table: c for c in (Spool, Alarms, Control, Limits, Update)}
 _ATTRIBUTE = {table: f"{table}s" for table in LISTS}
 _EXAMPLE = "`dcmgate config example` shows a whole file"
 

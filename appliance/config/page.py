@@ -22,9 +22,10 @@ from appliance.config.settings import (
     Rule,
     Spool,
     Tunnel,
+    Update,
 )
 
-KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Tunnel, Certificate, Spool, Alarms, Control, Limits)
+KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Tunnel, Certificate, Spool, Alarms, Control, Limits, Update)
 """In the order of an image's way."""
 
 _SEVERAL = (Listener, Peer, Destination, Rule, Tunnel, Certificate)
@@ -53,6 +54,7 @@ _HEADINGS = {
     "alarm": "Who is told of alarms. `dcmgate status` and the log always show them.",
     "control": "How the commands reach the running gateway.",
     "limits": "Bounds of the whole box.",
+    "update": "Where new versions of the system come from, and when the box may take them.",
 }
 
 _INTRODUCTION = """\

@@ -238,6 +238,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """`[update]`: where new versions come from, and when the box may take them."""
+
+    table: ClassVar[str] = "update"
+    url: str = setting("", "Folder on a web server that releases are fetched from, https: or http:; empty: none, only sticks.")
+    channel: str = setting("", "Folder below `url`; empty: `url` itself.")
+    trust: str = setting(SYSTEM_TRUST, "The [[certificate]] whose trust anchors that server's certificate must come from; "
+                         "\"system\": the authorities that the system trusts.")
+    proxy: str = setting("", "HTTP proxy, host:port, through which that server is reached; empty: none.")
+    check_hours: float = setting(24.0, "How often the box looks for a new version; 0: never.", unit="h", low=0)
+    approval: str = setting("person", "Whether a person has to approve each version (`dcmgate update approve`), or none.",
+                            choices=("person", "none"))
+    window: tuple[str, ...] = setting((), "Times of day in which the box installs and restarts by itself (\"02:00-04:30\"); "
+                                      "empty: always. What a person installs does not wait.")
+    drain_minutes: float = setting(15.0, "Before the restart, associations are waited for at most this long.", unit="min",
+                                   low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One whole, checked configuration. Cross references are valid: see `load.py`."""
 
@@ -251,6 +270,7 @@ class Config:
     alarm: Alarms = field(default_factory=Alarms)
     control: Control = field(default_factory=Control)
     limits: Limits = field(default_factory=Limits)
+    update: Update = field(default_factory=Update)
     generation: int = 0
 
     def destination(self, id: str) -> Destination | None:

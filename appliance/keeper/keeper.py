@@ -47,6 +47,8 @@ from appliance.telemetry.alarms import Notifier
 from appliance.telemetry.log import Log
 from appliance.telemetry.notify import alive
 from appliance.tunnel.watch import Watch
+from appliance.update.alarms import alarms as update_alarms
+from appliance.update.records import Records
 
 ROUND_SECONDS = 10.0
 LEAST_SECONDS = 1.0
@@ -108,6 +110,7 @@ class Keeper:
         self._certificates = Certificates(clock)
         self._renewals = Renewals(config, clock, random or Random())
         self.tunnels = Watch(config, clock, self._run)
+        self._updates = Records()
         self._board = Board(self.ledger, clock, self._tell)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -323,6 +326,7 @@ class Keeper:
         yield from self.tunnels.alarms()
         yield from disk_alarms()
         yield from self._stage_findings()
+        yield from update_alarms(self._updates, by_person=config.update.approval == "person")
         if not self._witness_agrees:
             yield findings.rolled_back_alarm(str(self._witness.path))
         if not self._clock.trusted():

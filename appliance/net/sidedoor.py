@@ -21,6 +21,9 @@ from appliance.dicom.pdu import AssociateRequest, UserIdentity
 from appliance.net import sockets
 
 NAME = "canary.json"
+WANTED = "canary.wanted"
+"""A file of that name asks for the way in where no destination has canaries: the gate of an update stores one."""
+
 USER = b"canary"
 _WITH_PASSCODE = 2
 
@@ -57,6 +60,21 @@ def find(run: Path) -> SideDoor | None:
         found = json.loads((run / NAME).read_text())
         return SideDoor(int(found["port"]), str(found["token"]))
     return None
+
+
+def ask(run: Path) -> None:
+    """Have one opened. OSError."""
+    (run / WANTED).touch(mode=0o640)
+
+
+def leave(run: Path) -> None:
+    """It is not needed any more."""
+    with suppress(OSError):
+        (run / WANTED).unlink()
+
+
+def asked(run: Path) -> bool:
+    return (run / WANTED).exists()
 
 
 def opens(request: AssociateRequest, token: str) -> bool:

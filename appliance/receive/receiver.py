@@ -240,7 +240,8 @@ class Receiver:
         except DcmgateError as e:
             log.error("the configuration cannot be read: the last one stays in force", error=e.message)
             config = self._config
-        if config.generation != self._config.generation or self._problems:
+        asked = self._side_wanted(config) != (self._side is not None)
+        if config.generation != self._config.generation or self._problems or asked:
             self._configure(config)
         if self._crew is not None:
             self._front.call(self._crew.tick)
@@ -320,10 +321,12 @@ class Receiver:
             each.secure = any(entry.id == key[0] and entry.tls != "off" for entry in config.listeners)
         self._bound = bound
 
+    def _side_wanted(self, config: Config) -> bool:
+        return any(destination.canary_minutes > 0 for destination in config.destinations) or sidedoor.asked(self._run_dir)
+
     def _open_side_door(self, config: Config) -> None:
-        """The way in for our own canaries, where a destination wants some; the front closes it where none does any more."""
-        wanted = any(destination.canary_minutes > 0 for destination in config.destinations)
-        if not wanted:
+        """The way in for our own canaries, where something wants some; the front closes it where nothing does any more."""
+        if not self._side_wanted(config):
             self._side = None
         elif self._side is None:
             try:

@@ -1,0 +1,69 @@
+"""Places: where things of an update are, and what the running system says of itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.policy.update import Entry, entries_of
+
+DEVICES = {"x86_64": "x86-64", "aarch64": "arm64"}
+"""The machine's name → that of the device type, which is systemd's of the architecture (`%a` of the transfers)."""
+
+SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.gpg"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`state` is kept, `run` is not. `requests` is where a person leaves what is wanted; whose file it is, is who asks.
+    `keyring` has the keys that may sign a release, and lies in the verified root."""
+
+    state: Path = Path("/var/lib/dcmgate-update")
+    run: Path = Path("/run/dcmgate-update")
+    requests: Path = Path("/run/dcmgate-update/requests")
+    stick: Path = Path("/run/dcmgate-update/stick")
+    keyring: Path = Path("/usr/lib/systemd/import-pubring.gpg")
+    certificate: Path = Path("/usr/lib/dcmgate/secure-boot.crt")
+    os_release: Path = Path("/usr/lib/os-release")
+    floor: Path = Path("/usr/lib/dcmgate/update-floor")
+    menus: tuple[Path, ...] = (Path("/efi/EFI/Linux"), Path("/boot/EFI/Linux"), Path("/boot/efi/EFI/Linux"))
+
+    @property
+    def bundle(self) -> Path:
+        """Where a release is fetched to; the transfers read it there."""
+        return self.state / "bundle"
+
+    def running(self) -> str:
+        """The version of the image; "0" where this is no image of ours."""
+        with suppress(OSError):
+            for line in self.os_release.read_text().splitlines():
+                if line.startswith("IMAGE_VERSION="):
+                    return line.partition("=")[2].strip("\"'")
+        return "0"
+
+    def floor_of_image(self) -> str:
+        try:
+            return self.floor.read_text().strip() or "0"
+        except OSError:
+            return "0"
+
+    def menu(self) -> Path | None:
+        """The folder of the boot menu's UKIs."""
+        for folder in self.menus:
+            with suppress(OSError):
+                if any(name.endswith(".efi") for name in os.listdir(folder)):
+                    return folder
+        return None
+
+    def entries(self) -> tuple[Entry, ...]:
+        folder = self.menu()
+        return entries_of(os.listdir(folder)) if folder is not None else ()
+
+
+def device() -> str:
+    """The type of this device."""
+    machine = platform.machine()
+    return DEVICES.get(machine, machine)
