@@ -102,6 +102,14 @@ class GatewayStrategy(Strategy):
         self.target.activate(self.ssh)
         self.status = Status.serving
 
+    def restarted(self) -> None:
+        """The box has restarted by itself: come back to serving."""
+        self.target.deactivate(self.ssh)
+        self._on_at = time.monotonic()
+        self._set_up_on_this_boot = False
+        self.status = Status.provisioned
+        self.transition(Status.serving)
+
     def run(self, command: str, seconds: float = 60.0) -> str:
         """A command as the person on the management side; its output. Raises where it fails."""
         lines: Any = self.ssh.run_check(command, timeout=seconds)

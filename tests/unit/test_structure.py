@@ -45,7 +45,7 @@ MAY_DELETE_OTHER_FILES: dict[str, str] = {
     "appliance/manage/box.py": "the recovery key, once a person has written it down; a request for a reset that was taken",
     "appliance/net/sidedoor.py": "the wish for a way in, which its gate takes back",
     "appliance/update/fetch.py": "parts of a release that is not the one any more, or is not what its list says",
-    "appliance/update/install.py": "the UKI of a trial that is to begin again, and what a power cut left half written in the boot menu",
+    "appliance/update/install.py": "the UKI of a trial that begins again, and what a power cut left half written beside it",
     "appliance/update/records.py": "the record of a trial that is over",
     "appliance/update/service.py": "requests that were taken up",
     "appliance/net/certstore.py": "keys and certificates that newer ones have replaced, and requests that are done",

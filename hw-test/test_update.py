@@ -1,0 +1,178 @@
+"""Updates: refused where they should be; cut off by the power; blessed where the new version is good; taken back where not."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FOLDER, ROOT, image, keys
+from dicom import arrived, pacs, send, study
+from gateway import GatewayStrategy
+from releases import Maker, next_version, served
+
+pytestmark = pytest.mark.timeout(2400)
+
+
+@pytest.fixture(scope="module")
+def version() -> str:
+    found = re.fullmatch(r"dcmgate_([0-9.]+)\.raw", image().name)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def maker(version: str) -> Iterator[Maker]:
+    one = Maker(ROOT, FOLDER / "releases", keys(), version)
+    with served(one.folder):
+        yield one
+
+
+@pytest.fixture(scope="module")
+def second(maker: Maker, version: str) -> Path:
+    """The next version: good."""
+    return maker.variant("second", next_version(version))
+
+
+@pytest.fixture(scope="module")
+def third(maker: Maker, version: str) -> Path:
+    """The one after it: its receiver does not start."""
+    return maker.variant("third", next_version(version, 2), "systemd.mask=dcmgate-receiver.service")
+
+
+def status(box: GatewayStrategy) -> dict[str, Any]:
+    return json.loads(box.run("dcmgate --json update status", 120))
+
+
+def asked(box: GatewayStrategy, name: str) -> tuple[str, int]:
+    """What `install` says of a release on our server, and its exit status."""
+    out, _, code = box.ssh.run(f"dcmgate update install --from http://10.99.2.10:8000/{name}", timeout=300)
+    return "\n".join(out), code
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------------
+
+def test_a_release_without_a_signature_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
+    (maker.spoilt("unsigned", second) / "SHA256SUMS.gpg").unlink()
+    assert asked(serving, "unsigned") == ("refused: it has no SHA256SUMS.gpg", 4)
+
+
+def test_a_release_that_somebody_else_signed_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
+    folder = maker.spoilt("foreign", second)
+    made = """
+        export GNUPGHOME=/tmp/foreign; mkdir -m 0700 "$GNUPGHOME"
+        gpg --quiet --batch --passphrase "" --quick-gen-key Somebody ed25519 sign never
+        gpg --quiet --batch --armor --export-secret-keys >"$1/foreign.key"; gpgconf --kill all"""
+    subprocess.run([ROOT / "image-build" / "enter", "--work", folder, "bash", "-ec", made, "make", folder], check=True)
+    (key := folder / "foreign.key").rename(keys_of_others := FOLDER / "foreign.key")
+    assert not key.exists()
+    maker.sign(folder, keys_of_others)
+    assert asked(serving, "foreign") == ("refused: it is not signed by a key that this box trusts", 4)
+
+
+def test_an_older_version_is_refused(serving: GatewayStrategy, maker: Maker, second: Path, version: str) -> None:
+    maker.renamed("older", second, f"_{next_version(version)}", "_0.0.1")
+    assert asked(serving, "older") == (f"refused: 0.0.1 is older than {version}, the oldest version that this box takes", 4)
+
+
+def test_a_release_for_another_device_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
+    maker.renamed("device", second, "dcmgate-x86-64_", "dcmgate-arm64_")
+    assert asked(serving, "device") == ("refused: it is for arm64, and this box is x86-64", 4)
+
+
+def test_a_release_that_is_cut_off_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
+    folder = maker.spoilt("truncated", second)
+    path = next(folder.glob("*.root-verity.raw.gz"))
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-4096])
+    text, code = asked(serving, "truncated")
+    assert (text.endswith("is not what its list says: it is cut off or changed"), code) == (True, 4), text
+
+
+def test_nothing_of_that_has_changed_the_box(serving: GatewayStrategy, version: str) -> None:
+    found = status(serving)
+    assert [(entry["version"], entry["state"]) for entry in found["menu"]] == [(version, "good")]
+    assert found["trial"] is None
+    assert [event["by"] for event in found["history"]] == ["engineer"] * 5
+
+
+# --- the way of an update ------------------------------------------------------------------------------------------------
+
+def booted_by_itself(box: GatewayStrategy, times: int = 1) -> None:
+    """Wait until it has restarted so often, and serves."""
+    for _ in range(times):
+        box.console.expect(r"reboot: Restarting system|Reached target .*reboot\.target", timeout=900)
+        box.console.expect(r"Reached target .*multi-user\.target", timeout=900)
+    box.restarted()
+
+
+def power_cut_while(box: GatewayStrategy, stage: str, seconds: float) -> None:
+    """Cut the power so long after the update has come to a stage; then the box boots again."""
+    deadline = time.monotonic() + 300
+    while status(box)["progress"].get("stage") != stage:
+        assert time.monotonic() < deadline, f"it never came to {stage}: {status(box)}"
+        time.sleep(0.5)
+    time.sleep(seconds)
+    box.transition("off")
+    box.transition("serving")
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("fetching", 5), ("installing", 3), ("installing", 15)])
+def test_the_power_goes_in_the_middle_of_an_update(serving: GatewayStrategy, maker: Maker, second: Path, version: str,
+                                                   stage: str, seconds: float) -> None:
+    """The old version runs as before, and the update begins again where it was."""
+    serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/second")
+    power_cut_while(serving, stage, seconds)
+    assert status(serving)["running"] == version
+
+
+def test_a_good_version_is_blessed(serving: GatewayStrategy, maker: Maker, second: Path, version: str, tmp_path: Path,
+                                   figures: dict[str, Any]) -> None:
+    """The spool goes along: what was acknowledged by the old version, the new one delivers."""
+    sent = study(tmp_path / "sent", 3)
+    with pacs(tmp_path / "first"):
+        deadline = time.monotonic() + 300
+        while "reached" not in (said := serving.run("dcmgate status", 120)) and time.monotonic() < deadline:
+            time.sleep(2)
+        began = time.monotonic()
+        serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/second")
+        serving.console.expect(r"reboot: Restarting system|Reached target .*reboot\.target", timeout=900)
+        figures["seconds of an update until the restart"] = round(time.monotonic() - began, 1)
+        serving.console.expect(rf"{next_version(version)} is good", timeout=900)
+        figures["seconds of an update until it is good"] = round(time.monotonic() - began, 1)
+        serving.restarted()
+    deadline = time.monotonic() + 120
+    while not (found := status(serving))["history"] or found["history"][-1]["what"] != "blessed":
+        assert time.monotonic() < deadline, found
+        time.sleep(2)
+    assert found["running"] == next_version(version)
+    assert found["history"][-1]["by"] == "engineer"
+    assert [(e["version"], e["state"]) for e in found["menu"]] == [(version, "good"), (next_version(version), "good")]
+    assert send(sent).returncode == 0
+    assert said
+
+
+def test_a_version_that_does_not_prove_itself_goes_back(serving: GatewayStrategy, maker: Maker, third: Path, version: str,
+                                                        tmp_path: Path, figures: dict[str, Any]) -> None:
+    second, third_version = next_version(version), next_version(version, 2)
+    began = time.monotonic()
+    serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/third")
+    booted_by_itself(serving, 3)
+    figures["seconds until a bad version is gone"] = round(time.monotonic() - began, 1)
+    found = status(serving)
+    assert found["running"] == second
+    assert [(e["version"], e["state"]) for e in found["menu"]] == [(second, "good"), (third_version, "failed")]
+    last = found["history"][-1]
+    assert (last["what"], last["version"]) == ("back", third_version)
+    assert "dcmgate-receiver.service is" in last["text"]
+    said = f"refused: {third_version} was on trial here and came back: --again gives it another trial"
+    assert asked(serving, "third") == (said, 4)
+    with pacs(tmp_path / "pacs") as folder:
+        assert len(arrived(folder, 3, 400)) == 3, "what the version before acknowledged is delivered"
+    assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
