@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof soak trace man image test-vm clean
+.PHONY: help run test lint bench kills proof soak trace man image test-vm test-vm-full clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -62,6 +62,9 @@ test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM
 	@.ci/setup dev peers image
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
 	@hw-test/run vm $(VM)
+
+test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot
+	@$(MAKE) --no-print-directory test-vm VM="--full $(VM)"
 
 clean: ## everything that was made here, the environment included
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache ./*.egg-info

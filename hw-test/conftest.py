@@ -55,6 +55,16 @@ IPv6AcceptRA=no
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also what takes hours")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 def image() -> Path:
     """The newest image that `make image` has built."""
     found = sorted((ROOT / "build" / "image").glob("dcmgate_*.raw"), key=lambda path: path.stat().st_mtime)
