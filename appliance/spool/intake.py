@@ -49,6 +49,12 @@ RECOVER_AGAIN = 60 * SECOND
 """So long after the start it is looked once more for owners that have died: one that is only just dying holds its lock
 while its files are closed, and what it had acknowledged must not wait for the next start."""
 
+QUIET = SECOND
+"""So long after the last instance began, nobody sends: slots that are made for later are in no scanner's way."""
+
+QUIET_PAUSE = SECOND // 4
+"""Between two batches of them: making them all at once would keep a small box's disk busy at every start."""
+
 SETTLE_SECONDS = (2.0, 60.0)
 """First and longest pause before what a closed intake owes is looked at: each pause is twice the one before."""
 
@@ -90,6 +96,8 @@ class Intake:
         self._recover_at = -1                          # boot ns; -1: not any more
         self._not_before = 0                           # boot ns: the ledger was busy, and is left alone until then
         self._out = ""
+        self._begun = 0                                # boot ns at which the last instance began
+        self._ahead_at = 0                             # boot ns before which no slots are made for later
         self._settle_at = -1                           # closed: boot ns
         self._settle_pause = SETTLE_SECONDS[0]
         self._spare: list[int] = []                    # closed: numbers that were never used
@@ -118,7 +126,8 @@ class Intake:
             self._slots.close()
             self._disown()
             raise
-        self._recover_at = self.clock.boot_ns() + RECOVER_AGAIN
+        self._begun = self.clock.boot_ns()
+        self._recover_at = self._begun + RECOVER_AGAIN
         self._thread = threading.Thread(target=self._maintain, name="intake", daemon=True)
         self._thread.start()
 
@@ -306,6 +315,7 @@ class Intake:
         with self._lock:
             self._check_open()
             slot = self._slots.pop()
+            self._begun = self.clock.boot_ns()
             if self._slots.low:
                 self._work.notify()
             if slot is None:
@@ -388,14 +398,19 @@ class Intake:
                 if self._stopping and self._in_flight == 0:
                     return False
                 if self._slots.low and self._slots.failure is None and not self._stopping:
-                    work = self._make_slots
+                    work = partial(self._make_slots, self._slots.make)
+                    break
+                ahead = self._ahead(now)
+                if ahead == 0:
+                    self._ahead_at = now + QUIET_PAUSE
+                    work = partial(self._make_slots, self._slots.make_ahead)
                     break
                 again = max(0, self._recover_at - now) if self._recover_at >= 0 else -1
                 if again == 0:
                     self._recover_at = -1
                     work = self._recover_again
                     break
-                waits = [each for each in (due, again) if each >= 0]
+                waits = [each for each in (due, again, ahead) if each >= 0]
                 self._work.wait(min(waits) / SECOND if waits else None)
         work()
         return True
@@ -420,11 +435,17 @@ class Intake:
             if isinstance(e, SpoolFault | LedgerFault) and e.io:
                 self._close(e.message, e)
 
-    def _make_slots(self) -> None:
+    def _ahead(self, now: int) -> int:
+        """Nanoseconds until slots may be made for later; -1: none are wanted."""
+        if not self._slots.wanting or self._slots.failure is not None or self._stopping:
+            return -1
+        return max(0, self._begun + QUIET - now, self._ahead_at - now)
+
+    def _make_slots(self, make: Callable[[], list[Slot] | None]) -> None:
         failure: SpoolError | None = None
         made: list[Slot] = []
         try:
-            made = self._slots.make()
+            made = make() or []
         except SpoolFull as e:
             failure = e
         except LedgerBusy as e:

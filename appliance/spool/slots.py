@@ -2,7 +2,9 @@
 
 A range of numbers is granted in a synced ledger row before its files exist
 (design, "Numbers are used once"). The maintenance thread makes the files, syncs
-their folder and keeps the descriptors open; `take` only pops one.
+their folder and keeps the descriptors open; `take` only pops one. A study comes
+in one burst, and making a file costs a third of an acceptance: so while nobody
+sends, as many are made, and closed again, as most studies have images.
 
 On failure: SpoolFull while the disk has no room for a file (it mends itself);
 anything else is for the caller to close intake with. A file that exists already
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -29,7 +31,11 @@ BATCH = 32
 """Files made for one sync of their folder."""
 
 GROWTH = 8
-"""A pool that ran empty doubles its target, up to this many times what was asked for."""
+"""A pool that ran empty doubles its target, up to this many times what was asked for, which is also what is made while
+nobody sends."""
+
+INODES = 64
+"""Only where the file system has so many free inodes for each file that is made while nobody sends."""
 
 
 @dataclass(slots=True)
@@ -49,8 +55,10 @@ class SlotPool:
         self._spool = spool
         self._grant = grant
         self._ready: deque[Slot] = deque()
+        self._ahead: deque[int] = deque()      # numbers whose files are there, empty and closed
         self._asked = ready
         self.target = ready
+        self.full = ready * GROWTH
         self._next = 0
         self._end = 0
         self._grant_size = max(1, ready)
@@ -67,6 +75,11 @@ class SlotPool:
         """Whether more slots should be made."""
         return len(self._ready) * 2 < self.target
 
+    @property
+    def wanting(self) -> bool:
+        """Whether more should be made once nobody sends."""
+        return len(self._ahead) < self.full
+
     def pop(self) -> Slot | None:
         return self._ready.popleft() if self._ready else None
 
@@ -79,22 +92,53 @@ class SlotPool:
         self.target = min(self.target * 2, self._asked * GROWTH)
 
     def make(self) -> list[Slot]:
-        """Up to BATCH new slots, their names durable. Raises SpoolFull, SpoolFault, LedgerFault; then none were made."""
+        """Up to BATCH slots, their names durable: of the files made ahead, else new ones. Raises SpoolFull, SpoolFault,
+        LedgerFault; then there are none."""
+        if not self._ahead:
+            return self._make(os.O_CREAT | os.O_EXCL, self._fresh())
+        count = min(BATCH, len(self._ahead))
+        made = self._make(0, [self._ahead[place] for place in range(count)])
+        for _ in made:
+            self._ahead.popleft()
+        return made
+
+    def make_ahead(self) -> None:
+        """Up to BATCH files for later; raises as `make`. None where inodes are scarce."""
+        try:
+            disk = os.statvfs(self._spool.path)
+        except OSError as e:
+            raise spool_error(e, f"cannot ask for the room in {self._spool.path}") from e
+        if disk.f_files and disk.f_favail < INODES * self.full:
+            self.full = 0
+            return
+        for slot in self._make(os.O_CREAT | os.O_EXCL, self._fresh()):
+            self._ahead.append(slot.number)
+            with suppress(OSError):
+                os.close(slot.fd)
+
+    def _fresh(self) -> Sequence[int]:
+        """The next numbers that were granted and have no file, at most BATCH."""
         if self._next == self._end:
             size = self._grant_size
             self._next = self._grant(size)
             self._end = self._next + size
             self._grant_size = min(GRANT, 2 * size)
-        count = min(BATCH, self._end - self._next)
+        return range(self._next, min(self._next + BATCH, self._end))
+
+    def _make(self, how: int, numbers: Sequence[int]) -> list[Slot]:
+        """Open the files of those numbers, as many of them as lie in one folder; new ones (O_CREAT) are synced with it."""
         made: list[Slot] = []
         try:
-            while len(made) < count and self._enter(self._next, alone=not made):
-                number = self._next
-                fd = os.open(f"{number_text(number)}.dcm", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                             0o640, dir_fd=self._folder)
+            for number in numbers:
+                if not self._enter(number, alone=not made):
+                    break
+                fd = os.open(f"{number_text(number)}.dcm", how | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640,
+                             dir_fd=self._folder)
                 made.append(Slot(number, fd))
-                self._next = number + 1
-            os.fsync(self._folder)
+                if how:
+                    self._next = number + 1
+            if how:
+                os.fsync(self._folder)
         except OSError as e:
             for slot in made:
                 with suppress(OSError):
@@ -123,11 +167,12 @@ class SlotPool:
 
     def close(self) -> list[int]:
         """Close every descriptor. Returns the numbers that were never used, granted ones without a file included."""
-        unused = [slot.number for slot in self._ready] + list(range(self._next, self._end))
+        unused = [slot.number for slot in self._ready] + [*self._ahead, *range(self._next, self._end)]
         for slot in self._ready:
             with suppress(OSError):
                 os.close(slot.fd)
         self._ready.clear()
+        self._ahead.clear()
         self._next = self._end
         self._leave()
         return unused

@@ -88,7 +88,7 @@ def test_16_idle_associations_cost_at_most_one_percent_of_a_core(tmp_path: Path,
         for _ in range(16):
             stack.enter_context(session(server.port))
         echo(server.port)
-        threading.Event().wait(3)
+        threading.Event().wait(SETTLED)
         before = cpu_seconds(server.pid)
         threading.Event().wait(5)
         assert cpu_seconds(server.pid) - before <= 0.05
