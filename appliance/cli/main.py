@@ -33,6 +33,7 @@ from appliance.cli import (
     status_command,
     tunnel_command,
     update_command,
+    watchdog_commands,
 )
 from appliance.cli.context import Site
 from appliance.config.findings import did_you_mean
@@ -44,7 +45,7 @@ Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
             send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, archive_commands,
-            stage_commands, tunnel_command, update_command)
+            stage_commands, tunnel_command, update_command, watchdog_commands)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

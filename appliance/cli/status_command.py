@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.cli import disk_commands, exits, tls_counts, tunnel_status
 from appliance.cli.context import Site
 from appliance.cli.text import bar, cut, plural, safe, size, span, table, when
+from appliance.errors import LedgerError, SpoolError
 from appliance.model import DeliveryState, Severity, SpaceState
 from appliance.policy.handshakes import KINDS, REFUSED_THERE
 
@@ -46,7 +47,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def status(site: Site, arguments: argparse.Namespace) -> int:
-    opened = site.opened()
+    try:
+        opened = site.opened()
+    except (SpoolError, LedgerError) as error:
+        return _without_spool(site, error)
     if arguments.names:
         site.asking().call("seen", what="status --names")
     look = Look(site, opened, names=arguments.names)
@@ -58,6 +62,17 @@ def status(site: Site, arguments: argparse.Namespace) -> int:
         return exits.OK
     _live(site, look, arguments)
     return exits.OK
+
+
+def _without_spool(site: Site, error: SpoolError | LedgerError) -> int:
+    """What is known of the box all the same; the error itself where that is nothing."""
+    from appliance.cli import box_status
+    told = box_status.facts()
+    if not box_status.is_known(told):
+        raise error
+    site.emit({**told, "problem": error.message})
+    site.say("\n".join([site.bad(f"the spool cannot be read: {safe(error.message)}"), *box_status.lines(site, told)]))
+    return exits.UNREACHABLE
 
 
 def _live(site: Site, look: Look, arguments: argparse.Namespace) -> None:
@@ -94,6 +109,7 @@ class Look:
 
     def facts(self, studies: int) -> dict[str, Any]:
         """Everything that is shown, as JSON values; times are wall nanoseconds, sizes bytes, rates bytes a second."""
+        from appliance.cli import box_status
         from appliance.cli.health_lines import reach_facts
         from appliance.forward import health
         from appliance.health import published
@@ -124,7 +140,12 @@ class Look:
             "tunnels": tunnel_status.facts(opened.config, opened.run, keeper=opened.keeper_answers()),
             "studies": [self._study(row) for row in ledger.studies(studies)],
             "alarms": self._alarms(),
+            **box_status.facts(),
         }
+
+    def _box_lines(self, facts: dict[str, Any]) -> list[str]:
+        from appliance.cli import box_status
+        return box_status.lines(self._site, facts)
 
     def _alarms(self) -> list[dict[str, Any]]:
         """Those that the keeper put in the ledger, and what receivers say of a disk that takes no rows any more."""
@@ -177,6 +198,7 @@ class Look:
         lines.append(f"spool  {room if facts['state'] == SpaceState.GREEN else site.warn(room)}; "
                      f"{plural(facts['held_objects'], 'object')}, {size(facts['held_bytes'])} held; "
                      f"in {size(facts['rate_in'])}/s{unrouted}")
+        lines += self._box_lines(facts)
         lines += disk_commands.lines(site, facts["disk"])
         for alarm in facts["alarms"]:
             style = site.bad if alarm["severity"] == Severity.CRITICAL else site.warn

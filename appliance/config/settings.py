@@ -224,6 +224,7 @@ class Control:
 
     table: ClassVar[str] = "control"
     run: str = setting("/run/dcmgate", "Folder of the keeper's socket and of the kick sockets.")
+    led: str = setting("", "Status light: a name in /sys/class/leds; empty: none.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

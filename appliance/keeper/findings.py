@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from appliance.config.settings import LEGACY as LEGACY_PROFILE
 from appliance.config.settings import Alarms, Config
 from appliance.errors import ConfigError, DcmgateError
+from appliance.health.checks import Verdict
+from appliance.health.checks.verdict import alarm as of_check
 from appliance.model import Alarm, DeliveryState, ObjectState, Severity, SpaceState, escape
 from appliance.policy import Space, backlog_alarm, silence_alarm
 from appliance.policy.handshakes import LEGACY, read
@@ -149,6 +151,12 @@ def forwarder_alarm() -> Alarm:
 def intake_alarm(reason: str) -> Alarm:
     return Alarm("out-of-intake", Severity.CRITICAL, f"the disk is out of intake: {reason}",
                  "Check the disk (dmesg, smartctl). After an error restart the receiver; a disk that hung goes on by itself.")
+
+
+def check_alarms(verdicts: Sequence[Verdict]) -> list[Alarm]:
+    """What the checks of the box found; the clock and a disk without room are told by the keeper itself."""
+    ours = [each for each in verdicts if each.check not in ("clock", "space")]
+    return [found for each in ours if (found := of_check(each)) is not None]
 
 
 def rolled_back_alarm(path: str) -> Alarm:

@@ -24,6 +24,7 @@ from appliance.disks.found import disk_alarms
 from appliance.errors import ConfigError, DcmgateError, LedgerError
 from appliance.forward import health as forwarding
 from appliance.health import published
+from appliance.health.checks import verdict
 from appliance.keeper import findings
 from appliance.keeper.alarmboard import Board, Told
 from appliance.keeper.certificates import Certificates
@@ -68,6 +69,9 @@ STUCK_SECONDS = 900.0
 mount that hangs is one destination's trouble, and to start again would end the intake of all for nothing."""
 
 BY_FILE = "configuration file"
+
+WATCH = Path("/run/dcmgate-watch")
+"""Where `dcmgate watch` tells what it finds; on the system image only."""
 
 _log = Log("keeper")
 
@@ -340,6 +344,7 @@ class Keeper:
             yield from published.alarms(self._run, said)
         elif self._threads and self._clock.boot_ns() - self._began > STARTING_SECONDS * SECOND:
             yield findings.forwarder_alarm()
+        yield from findings.check_alarms(verdict.read(WATCH))
         receiver = receiving.read(self._run)
         if receiver.out_of_intake:
             yield findings.intake_alarm(receiver.out_of_intake)

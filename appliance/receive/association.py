@@ -85,7 +85,7 @@ class Association:
     """One association. `run` is the thread; everything else may be called from any thread."""
 
     __slots__ = ("_accepted", "_arrival", "_at_once", "_call", "_closed", "_context", "_host", "_identity", "_layer", "_lock",
-                 "_services", "_sock", "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds",
+                 "_own", "_services", "_sock", "_steps", "_task", "_token", "_verdict", "bytes", "deadline", "idle_seconds",
                  "objects", "phase", "source", "ticket")
 
     def __init__(self, host: Host, sock: socket.socket, arrival: Arrival, ticket: int) -> None:
@@ -103,6 +103,7 @@ class Association:
         self._layer = UpperLayer.acceptor(host.max_pdu(arrival.listener))
         self._steps = 0
         self._accepted = False
+        self._own = False
         self._services: dict[int, Service] = {}
         self._task: Task | None = None
         self._call: Call | None = None
@@ -307,7 +308,7 @@ class Association:
         if answer.code is not None:
             self._last_words(self._layer.reject(*answer.code))
             raise _Over(f"rejected: {answer.text}")
-        self.idle_seconds = answer.idle_seconds
+        self.idle_seconds, self._own = answer.idle_seconds, answer.own
         self.source = replace(self.source, peer=answer.peer)
         accept = pdu.AssociateAccept(
             called=request.called, calling=request.calling, contexts=negotiate(request, self._host.registry.preference),
@@ -434,7 +435,7 @@ class Association:
     def _end(self, why: str) -> None:
         self.phase = CLOSING
         self._give_up(why)
-        say = log.info if self.objects or why != "released" else log.debug
+        say = log.info if (self.objects and not self._own) or why != "released" else log.debug
         say("association ended", calling=self.source.calling, called=self.source.called, address=self._arrival.address,
             messages=self.objects, bytes=self.bytes, why=why)
         self._layer.rest()

@@ -66,6 +66,8 @@ class Answer:
     text: str
     peer: str = ""
     idle_seconds: float = 3600.0
+    own: bool = False
+    """The receiver's call to itself: not worth a line of the log."""
 
 
 class Room(Protocol):

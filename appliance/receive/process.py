@@ -46,6 +46,7 @@ class Setup:
     limits: Limits
     config: Config
     mark: Mark
+    token: str = ""
 
 
 def work(channel: socket.socket) -> None:
@@ -66,7 +67,7 @@ def work(channel: socket.socket) -> None:
     try:
         spool = Spool.open(setup.spool, setup.uuid, size=setup.size)
         worker = Worker(spool, SystemClock(), setup.run_dir, setup.limits, setup.config, on_ended=ended, on_tick=tick,
-                        mark=setup.mark)
+                        mark=setup.mark, token=setup.token)
         worker.start()
     except DcmgateError as e:
         _tell(channel, channels.FAILED, (type(e).__name__, e.message, e.mend))

@@ -22,7 +22,7 @@ from appliance.config.settings import Config, Listener
 from appliance.errors import ConfigError, DcmgateError
 from appliance.net import kick, sidedoor, sockets, tls
 from appliance.policy import canary
-from appliance.receive import health
+from appliance.receive import health, selfecho
 from appliance.receive.crew import Crew
 from appliance.receive.front import Arrival, Bound, Front
 from appliance.receive.guard import Guard, now_ns
@@ -32,7 +32,7 @@ from appliance.receive.process import Setup
 from appliance.receive.worker import Worker
 from appliance.spool.layout import Spool
 from appliance.telemetry.log import Log
-from appliance.telemetry.notify import alive
+from appliance.telemetry.notify import alive, watchdog_seconds
 
 ConfigSource = Callable[[], Config]
 """Gives the configuration in force; cheap where it has not changed. `generation` grows with every change."""
@@ -83,6 +83,8 @@ class Receiver:
         self._heard = 0
         self._condition: health.Condition | None = None
         self._thread: threading.Thread | None = None
+        self._token = selfecho.new_token() if watchdog_seconds() is not None else ""
+        self._echo = selfecho.SelfEcho(self._own_ports, self._token) if self._token else None
         self._changed = threading.Event()
         self._teller: threading.Thread | None = None
 
@@ -113,6 +115,8 @@ class Receiver:
         self._tell()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
+        if self._echo is not None:
+            self._echo.start()
         self._teller = threading.Thread(target=self._tell_changes, name="receiver-tells", daemon=True)
         self._teller.start()
         log.info("receiver is ready", ports=" ".join(f"{bound.listener}:{bound.port}" for bound in self._bound.values()),
@@ -122,12 +126,12 @@ class Receiver:
         mark = self._spool.latch.mark()      # recovery looks at the disk from now on: what was before is over
         if self._processes == 1:
             worker = Worker(self._spool, self._clock, self._run_dir, self.limits, self._config, on_ended=self._ended,
-                            on_tick=self._beat, mark=mark)
+                            on_tick=self._beat, mark=mark, token=self._token)
             worker.start()
             self._worker, self._guard = worker, worker.guard
             return
         setup = Setup(self._spool.path, self._spool.uuid, self._spool.size, self._run_dir, self.limits, self._config,
-                      mark)
+                      mark, self._token)
         crew = Crew(self._processes, setup, self.limits, self._front, self._ended)
         crew.start()
         self._crew, self._guard = crew, Guard(self.limits, self._beat)
@@ -135,6 +139,8 @@ class Receiver:
 
     def stop(self, drain: float = 5.0) -> bool:
         """Take nothing more, give what is under way `drain` seconds, and end. True if nothing was cut off."""
+        if self._echo is not None:
+            self._echo.stop()
         self._front.listen([])
         clean = True
         if self._worker is not None:
@@ -196,6 +202,8 @@ class Receiver:
         """Whether the accept loop and every worker that is not idle have moved lately: only then the watchdog is fed."""
         late = now_ns() - int(3 * self.limits.tick * SECOND)
         if not self._front.alive or self._heard < late or self._guard is None or not self._guard.moving():
+            return False
+        if self._echo is not None and not self._echo.answered():
             return False
         if self._worker is not None and not self._worker.moving():
             return False
@@ -338,6 +346,11 @@ class Receiver:
 
     def _ports(self) -> list[Bound]:
         return [*self._bound.values(), *([self._side] if self._side is not None else [])]
+
+    def _own_ports(self) -> list[selfecho.Port]:
+        """Where it calls itself: one without TLS if there is one, where it gets an answer to a C-ECHO."""
+        found = [(address, bound.port, bound.secure) for (_, address, _), bound in list(self._bound.items())]
+        return [port for port in found if not port[2]] or found
 
     def _close_ports(self) -> None:
         for bound in self._bound.values():

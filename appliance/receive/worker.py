@@ -20,6 +20,7 @@ from appliance.net import kick
 from appliance.net.secure import Identity
 from appliance.net.tls import Contexts
 from appliance.net.tlserrors import TlsError
+from appliance.receive import selfecho
 from appliance.receive.association import Association
 from appliance.receive.door import Answer, Door
 from appliance.receive.front import Arrival
@@ -56,8 +57,10 @@ class Worker:
     """`take` hands it sockets. `on_ended` is called with the ticket of each that is over, from any thread."""
 
     def __init__(self, spool: Spool, clock: Clock, run_dir: Path, limits: Limits, config: Config, *,
-                 on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None, mark: Mark | None = None) -> None:
+                 on_ended: Callable[[int], None], on_tick: Callable[[], None] = lambda: None, mark: Mark | None = None,
+                 token: str = "") -> None:
         self.limits = limits
+        self._token = token
         self.guard = Guard(limits, self._tick)
         self._on_tick = on_tick
         spool.latch.attach(run_dir, "receiver")
@@ -176,6 +179,9 @@ class Worker:
 
     def refused(self, arrival: Arrival, error: TlsError) -> None:
         """See `association.Host`."""
+        if self._token and arrival.address in ("127.0.0.1", "::1"):
+            log.debug("no TLS with ourselves", why=error.text)
+            return
         self.door.refused(arrival, error.check, error.text)
 
     def secured(self, arrival: Arrival, calling: str, version: str, suite: str) -> None:
@@ -185,6 +191,8 @@ class Worker:
 
     def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
         """See `association.Host`."""
+        if self._token and selfecho.is_own(request, self._token):
+            return Answer(None, "", idle_seconds=10.0, own=True)
         return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
 
     def max_pdu(self, listener: str) -> int:

@@ -1,0 +1,163 @@
+"""Each link of the watchdog chain brings back what hangs below it, within its stated time; and no fault is a reboot loop.
+
+    unit      WatchdogSec=30: a process, a thread or an accept loop that stands still
+    board     RuntimeWatchdogSec=15: PID 1
+    kernel    panic=10
+    budget    one reboot for a spool whose disk fails, then degraded mode
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dicom import arrived, content, pacs, send, study
+from gateway import GatewayStrategy, echo
+from rootshell import RootShellProtocol
+
+STATED = {"process stands still": 75, "dead worker thread": 120, "PID 1 stands still": 15 + 180, "kernel panic": 10 + 180}
+"""Seconds until it serves again. A boot has 180 of them, in software emulation on a shared machine."""
+
+HANG = "/run/hang.py"
+
+
+@pytest.fixture(scope="module")
+def root(target: Any, box: GatewayStrategy) -> Iterator[RootShellProtocol]:
+    try:
+        shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
+    except Exception:  # noqa: BLE001  labgrid has an error of its own for it
+        pytest.skip("this device has no root shell")
+    box.transition("serving")
+    target.activate(shell)
+    yield shell
+
+
+def main_pid(root: RootShellProtocol, unit: str) -> int:
+    return int(root.run(f"systemctl show -P MainPID dcmgate-{unit}.service"))
+
+
+def seconds_until(condition: Any, seconds: float) -> float | None:
+    """How long it took; None where it did not come to it."""
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        if condition():
+            return time.monotonic() - began
+        time.sleep(1)
+    return None
+
+
+def boot(box: GatewayStrategy) -> dict[str, Any]:
+    return dict(json.loads(box.run("dcmgate boot --json")))
+
+
+def recovers(root: RootShellProtocol, unit: str, seconds: float) -> float | None:
+    """Stop all of that service's main process; the seconds until another one serves in its place."""
+    before = main_pid(root, unit)
+    root.run(f"kill -STOP {before}")
+    return seconds_until(lambda: main_pid(root, unit) not in (0, before) and root.run(
+        f"systemctl is-active dcmgate-{unit}.service || true") == "active" and echo(seconds=3), seconds)
+
+
+def test_a_process_that_stands_still_is_brought_back_by_its_unit(serving: GatewayStrategy, root: RootShellProtocol,
+                                                                 figures: dict[str, Any], tmp_path: Path) -> None:
+    before = main_pid(root, "forwarder")
+    root.run(f"kill -STOP {before}")
+    took = recovers(root, "receiver", STATED["process stands still"])
+    assert took is not None
+    figures["seconds to recover, receiver stopped"] = round(took, 1)
+    assert seconds_until(lambda: main_pid(root, "forwarder") not in (0, before), STATED["process stands still"]) is not None
+    said = root.run("journalctl -b -o cat _PID=1 | grep -c 'Watchdog timeout' || true")
+    assert int(said) >= 2
+    sent = study(tmp_path / "sent", 2)
+    with pacs(tmp_path / "pacs") as folder:
+        assert send(sent).returncode == 0
+        assert arrived(folder, len(sent)) == dict(content(path) for path in sent)
+
+
+def test_the_same_with_the_watchdog_switched_off_is_not_brought_back(serving: GatewayStrategy, root: RootShellProtocol) -> None:
+    """So the check above can fail."""
+    pid = main_pid(root, "receiver")
+    root.run("systemctl service-watchdogs no")
+    try:
+        assert recovers(root, "receiver", STATED["process stands still"]) is None
+    finally:
+        root.run("systemctl service-watchdogs yes")
+        root.run(f"kill -CONT {pid}")
+    assert seconds_until(echo, 60) is not None
+
+
+def test_a_dead_thread_of_a_worker_is_noticed(serving: GatewayStrategy, root: RootShellProtocol,
+                                              figures: dict[str, Any]) -> None:
+    """Its main thread is gone, its process lives: it would take connections for ever, and answer none."""
+    root.put(Path(__file__).parents[1] / "tests" / "support" / "hang.py", HANG)
+    before = main_pid(root, "receiver")
+    worker = root.run("pgrep -u dcmgate-receiver -f receive.process | tail -1")
+    root.run(f"/usr/lib/dcmgate/bin/python {HANG} kill {worker}")
+    took = seconds_until(lambda: main_pid(root, "receiver") not in (0, before) and echo(seconds=3),
+                         STATED["dead worker thread"])
+    assert took is not None
+    figures["seconds to recover, dead worker thread"] = round(took, 1)
+
+
+def test_a_disk_without_room_reboots_and_restarts_nothing(serving: GatewayStrategy, root: RootShellProtocol,
+                                                         tmp_path: Path) -> None:
+    number, pid = boot(serving)["boot"], main_pid(root, "receiver")
+    root.run("cd /var/spool/dcmgate && fallocate -l $(( $(stat -f -c '%a*%S' .) - (8 << 20) )) filler", 120)
+    try:
+        sent = study(tmp_path / "sent", 1)
+        assert seconds_until(lambda: send(sent).returncode != 0, 60) is not None
+        time.sleep(45)
+        assert echo()
+        assert (boot(serving)["boot"], main_pid(root, "receiver")) == (number, pid)
+        assert root.run("systemctl is-active dcmgate-degraded.service || true") == "inactive"
+    finally:
+        root.run("rm /var/spool/dcmgate/filler")
+    assert seconds_until(lambda: send(sent).returncode == 0, 90) is not None
+
+
+def test_pid_1_that_stands_still_is_reset_by_the_board(serving: GatewayStrategy, root: RootShellProtocol,
+                                                      figures: dict[str, Any]) -> None:
+    root.fire("sync; echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze")
+    figures["seconds to recover, PID 1 stands still"] = round(serving.returns(STATED["PID 1 stands still"]), 1)
+    assert boot(serving)["reset"] == "watchdog"
+
+
+def test_a_kernel_panic_resets_the_machine_and_is_told(serving: GatewayStrategy, root: RootShellProtocol,
+                                                      figures: dict[str, Any]) -> None:
+    root.fire("sync; echo c >/proc/sysrq-trigger")
+    figures["seconds to recover, kernel panic"] = round(serving.returns(STATED["kernel panic"]), 1)
+    said = boot(serving)
+    assert said["reset"] == "panic", said
+    assert "sysrq triggered crash" in said["text"]
+    assert "panic" in serving.run("dcmgate status --once | head -20")
+
+
+def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(serving: GatewayStrategy, root: RootShellProtocol,
+                                                                        figures: dict[str, Any], tmp_path: Path) -> None:
+    sent = study(tmp_path / "sent", 2)
+    assert send(sent).returncode == 0
+    began = time.monotonic()
+    root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
+    serving.returns(400)
+    figures["seconds to recover, spool's disk fails once"] = round(time.monotonic() - began, 1)
+    first = boot(serving)
+    assert first["reset"] == "escalation" and "spool" in first["text"], first
+    root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
+    took = seconds_until(lambda: root.run("systemctl is-active dcmgate-degraded.service || true") == "active", 150)
+    assert took is not None, root.run("journalctl -b -n 60 --no-pager")
+    figures["seconds to degraded mode"] = round(took, 1)
+    assert seconds_until(echo, 30) is not None
+    assert send(sent).returncode != 0
+    time.sleep(30)
+    assert boot(serving)["boot"] == first["boot"], "no reboot loop"
+    status = serving.run("dcmgate status --once; true")
+    assert "degraded mode" in status
+    # A boot later the disk is good again, and what was acknowledged is there.
+    serving.transition("off")
+    serving.transition("serving")
+    with pacs(tmp_path / "pacs") as folder:
+        assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)

@@ -1,0 +1,140 @@
+"""Escalation with its effects: one reboot that is written down before, then degraded mode; never a loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.clock import SystemClock
+from appliance.health.checks import State, Verdict
+from appliance.health.checks import spool as spool_check
+from appliance.policy.escalation import PROBATION, Disk, Step
+from appliance.spool.layout import Spool
+from appliance.watchdog import boots, escalate
+from appliance.watchdog.budget import Budget, File
+from appliance.watchdog.escalate import Places
+
+
+class Machine:
+    def __init__(self, trial: bool = False) -> None:
+        self.done: list[tuple[str, ...]] = []
+        self.trial = trial
+
+    def control(self, *words: str) -> int:
+        self.done.append(words)
+        return 0
+
+    def on_trial(self) -> bool:
+        return self.trial
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir()
+    Spool.init(tmp_path / "spool", clock=SystemClock())
+    return Places(tmp_path / "spool", tmp_path / "state", tmp_path / "run")
+
+
+def kept(places: Places) -> Budget:
+    return Budget([File(places.state / "budget.json")])
+
+
+def begin(places: Places, id: str) -> boots.Boot:
+    (places.run / boots.NOTE).write_text("")
+    return boots.begin(places.state, places.run, places.state / "none", (), id, kept=True)
+
+
+FAILED = (Disk.FAILED, "EIO")
+
+
+@pytest.mark.requirement("Watchdog chain: one reboot, then degraded mode")
+def test_a_receiver_that_cannot_be_brought_back_costs_one_reboot_and_then_degraded_mode(places: Places) -> None:
+    begin(places, "one")
+    first = Machine()
+    assert escalate.escalate("receiver", places, first, kept(places)).step is Step.REBOOT
+    assert first.done == [("--no-block", "reboot")]
+    assert begin(places, "two").reset == "escalation"
+    second = Machine()
+    assert escalate.escalate("receiver", places, second, kept(places)).step is Step.DEGRADED
+    assert ("--no-block", "start", "dcmgate-degraded.service") in second.done
+    assert ("--no-block", "restart", "dcmgate-again@receiver.timer") in second.done
+    assert not any("reboot" in words for words in second.done)
+    assert escalate.told(places.run)[0] == "receiver"
+
+
+def test_without_a_place_for_the_budget_nothing_is_rebooted(places: Places) -> None:
+    machine = Machine()
+    nowhere = Budget([File(places.state / "not" / "there")])
+    assert escalate.escalate("receiver", places, machine, nowhere).step is Step.DEGRADED
+    assert not any("reboot" in words for words in machine.done)
+
+
+def test_a_dead_disk_of_the_spool_is_one_fault_whoever_meets_it(places: Places) -> None:
+    assert escalate.escalate("spool", places, Machine(), kept(places), FAILED).step is Step.REBOOT
+    for unit in ("receiver", "forwarder", "keeper", "spool"):
+        decision = escalate.escalate(unit, places, Machine(), kept(places), FAILED)
+        assert (decision.step, decision.fault) == (Step.DEGRADED, "spool")
+
+
+@pytest.mark.requirement("Watchdog chain: a dead spool disk at boot is degraded mode")
+def test_a_disk_that_is_not_there_is_degraded_mode_at_once(places: Places, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    gone = Places(tmp_path / "empty", places.state, places.run)
+    machine = Machine()
+    assert escalate.escalate("receiver", gone, machine, kept(places)).step is Step.DEGRADED
+    assert escalate.look(gone.spool)[0] is Disk.ABSENT
+    assert not any("reboot" in words for words in machine.done)
+    assert not list(gone.spool.iterdir()), "nothing is written where no spool is"
+
+
+def test_a_slot_on_trial_rolls_back_and_spends_no_budget(places: Places) -> None:
+    machine = Machine(trial=True)
+    assert escalate.escalate("keeper", places, machine, kept(places)).step is Step.ROLL_BACK
+    assert machine.done == [("--no-block", "reboot")]
+    assert kept(places).read() == {}
+
+
+def test_a_forwarder_is_gone_without(places: Places) -> None:
+    escalate.escalate("forwarder", places, Machine(), kept(places))
+    machine = Machine()
+    assert escalate.escalate("forwarder", places, machine, kept(places)).step is Step.WITHOUT
+    assert machine.done == [("--no-block", "restart", "dcmgate-again@forwarder.timer")]
+
+
+def test_it_is_tried_again_where_there_is_a_disk_and_not_where_there_is_none(places: Places, tmp_path: Path) -> None:
+    escalate.tell(places.run, "receiver", "a test")
+    machine = Machine()
+    assert escalate.again("receiver", places, machine)
+    assert ("--no-block", "start", "dcmgate-receiver.socket", "dcmgate-receiver.service") in machine.done
+    assert escalate.told(places.run) == ("", "")
+    (tmp_path / "empty").mkdir()
+    machine = Machine()
+    assert not escalate.again("receiver", Places(tmp_path / "empty", places.state, places.run), machine)
+    assert machine.done[-1] == ("--no-block", "restart", "dcmgate-again@receiver.timer")
+    assert not any("dcmgate-receiver.service" in words for words in machine.done)
+
+
+def test_the_budget_comes_back_after_a_day_that_went_well(places: Places) -> None:
+    escalate.escalate("receiver", places, Machine(), kept(places))
+    escalate.healthy(kept(places), PROBATION, ["receiver"])
+    assert kept(places).read()
+    escalate.healthy(kept(places), PROBATION)
+    assert kept(places).read() == {}
+
+
+def test_the_probe_says_what_the_disk_does(places: Places) -> None:
+    probe = spool_check.Probe(places.spool)
+    assert probe.look() == Verdict("spool", State.GOOD)
+    assert escalate.look(places.spool)[0] is Disk.GOOD
+    for code, state in ((5, State.BAD), (28, State.POOR), (255, State.BAD)):
+        assert spool_check.Probe(places.spool, program=f"raise SystemExit({code})").look().state is state
+
+
+def test_a_disk_that_hangs_keeps_the_child_and_nobody_else(places: Places) -> None:
+    probe = spool_check.Probe(places.spool, 0.3, "import signal, time\nsignal.pthread_sigmask(0, {15})\ntime.sleep(60)")
+    assert probe.look().evidence == {"hangs": True}
+    assert probe._child is not None
+    probe._child.wait(10)
+    assert Disk.FAILED is escalate.look(places.spool, probe.look)[0]
