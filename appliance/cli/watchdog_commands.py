@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from appliance.health.checks import Verdict
 
 RUN = Path("/run/dcmgate-watch")
+HOUR = 3_600_000_000_000
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -30,8 +31,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("--why", default="", metavar="TEXT", help="the reason, for log and alarm (default: the escalation's)")
     one.set_defaults(run=degraded)
     one = commands.add_parser("escalate", help="what follows where restarts of a service do not help", parents=[common])
-    one.add_argument("unit", metavar="SERVICE", help="receiver, forwarder, keeper, or spool where its disk fails")
+    one.add_argument("unit", metavar="SERVICE", nargs="?", default="", help="receiver, forwarder, keeper, or spool where its disk fails")
     one.add_argument("--again", action="store_true", help="some time has passed: try it once more, if its disk is there")
+    one.add_argument("--healthy", type=float, default=0.0, metavar="HOURS",
+                     help="nothing is escalated: so many hours have passed without a fault, and give budgets back")
     one.set_defaults(run=escalate)
     one = commands.add_parser("boot", help="why this boot began", parents=[common])
     one.add_argument("--begin", action="store_true", help="find it out, and mark this boot as running")
@@ -125,6 +128,10 @@ def escalate(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.telemetry import log
     from appliance.watchdog import escalate as escalation
     log.set_up("info")
+    if arguments.healthy > 0 and not arguments.unit:
+        ongoing = escalation.told()[0]
+        escalation.healthy(escalation.budget(escalation.Places(Path())), int(arguments.healthy * HOUR), [ongoing])
+        return exits.OK
     unit = str(arguments.unit).removeprefix("dcmgate-").removesuffix(".service")
     if unit not in (*escalation.UNITS, "spool"):
         raise UsageError(f'"{arguments.unit}" is nothing that is escalated',
