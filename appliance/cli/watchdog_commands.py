@@ -31,7 +31,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("--why", default="", metavar="TEXT", help="the reason, for log and alarm (default: the escalation's)")
     one.set_defaults(run=degraded)
     one = commands.add_parser("escalate", help="what follows where restarts of a service do not help", parents=[common])
-    one.add_argument("unit", metavar="SERVICE", nargs="?", default="", help="receiver, forwarder, keeper, or spool where its disk fails")
+    one.add_argument("unit", metavar="SERVICE", nargs="?", default="",
+                     help="receiver, forwarder, keeper, or spool where its disk fails")
     one.add_argument("--again", action="store_true", help="some time has passed: try it once more, if its disk is there")
     one.add_argument("--healthy", type=float, default=0.0, metavar="HOURS",
                      help="nothing is escalated: so many hours have passed without a fault, and give budgets back")
