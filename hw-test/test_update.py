@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FOLDER, ROOT, image, keys
+from conftest import FOLDER, ROOT, image, in_tools, keys
 from dicom import arrived, pacs, send, study
 from gateway import GatewayStrategy
+from partitions import Disk
 from releases import Maker, next_version, served
 
 pytestmark = pytest.mark.timeout(2400)
@@ -176,3 +177,38 @@ def test_a_version_that_does_not_prove_itself_goes_back(serving: GatewayStrategy
     with pacs(tmp_path / "pacs") as folder:
         assert len(arrived(folder, 3, 400)) == 3, "what the version before acknowledged is delivered"
     assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
+
+
+# --- what is not as it was signed ----------------------------------------------------------------------------------------
+
+REFUSED_BY_FIRMWARE = r"(?i)(access denied|security violation|failed to start|error (loading|starting|preparing))"
+
+
+def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, version: str, tmp_path: Path) -> None:
+    """Newest in the boot menu: a UKI with a changed byte, one without signature, a root with a changed byte. None is used."""
+    second, third_version = next_version(version), next_version(version, 2)
+    serving.transition("off")
+    disk = Disk(FOLDER / "disk.raw", in_tools)
+    good = FOLDER / "good.efi"
+    disk.get(f"dcmgate_{second}.efi", good)
+    data = bytearray(good.read_bytes())
+    data[len(data) // 2] ^= 1
+    (FOLDER / "bad.efi").write_bytes(data)
+    disk.put(FOLDER / "bad.efi", "dcmgate_9.1.0+1-0.efi")
+    in_tools("sbattach", "--remove", good)
+    disk.put(good, "dcmgate_9.0.0+1-0.efi")
+    disk.rename(f"dcmgate_{third_version}+0-2.efi", f"dcmgate_{third_version}+1-1.efi")
+    disk.flip(disk.named(f"dcmgate_{third_version}")[0], 1024)
+    for _ in range(2):
+        serving.target.activate(serving.console)
+        serving.power.on()
+        serving.console.expect(REFUSED_BY_FIRMWARE, timeout=120)
+        serving.transition("off")
+    assert {"dcmgate_9.0.0+0-1.efi", "dcmgate_9.1.0+0-1.efi"} <= set(disk.menu())
+    serving.power.on()
+    serving.console.expect(r"the root cannot be entered", timeout=600)
+    serving.console.expect(r"Reached target .*multi-user\.target", timeout=900)
+    serving.restarted()
+    assert status(serving)["running"] == second
+    assert {entry["version"]: entry["state"] for entry in status(serving)["menu"]} == {
+        second: "good", third_version: "failed", "9.0.0": "failed", "9.1.0": "failed"}

@@ -53,7 +53,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def status(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.update.records import Records
     records = Records()
-    trial, entries, progress = records.trial(), records.places.entries(), records.progress()
+    trial, entries, progress = records.trial(), records.menu(), records.progress()
     box, history, offered = records.installed(), records.history(), records.offered()
     site.emit({"device": box.device, "running": box.running, "floor": box.floor, "offered": offered,
                "approved": records.approved(), "trial": asdict(trial) if trial else None, "progress": progress,
@@ -199,15 +199,18 @@ def fetch(site: Site, arguments: argparse.Namespace) -> int:
 
 def gate(site: Site, arguments: argparse.Namespace) -> int:
     """dcmgate-health-gate.service: 0 opens it."""
+    from dataclasses import replace
+
     from appliance.policy.update import Signs, complaints, may_reboot
     from appliance.update import gate as health_gate
     from appliance.update.records import Records
     records = Records()
     trial = records.trial()
     if os.path.exists(site.config_path):
-        said = complaints(health_gate.look(_config(site), trial.before if trial is not None else ()))
+        signs = health_gate.look(_config(site), trial.before if trial is not None else ())
     else:
-        said = complaints(Signs(failed_units=health_gate.failed_units()))
+        signs = Signs(failed_units=health_gate.failed_units())
+    said = complaints(replace(signs, running=records.places.running(), counted=records.places.counted()))
     if not said:
         site.say(f"{records.places.running()} is good")
         return exits.OK

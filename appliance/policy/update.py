@@ -168,9 +168,12 @@ UP, STARTING = frozenset({"active", "reloading"}), frozenset({"activating", "dea
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What the gate has seen. `services`: unit → its state in the service manager. `stored`, `answered`: why not, empty where
-    it went well. `before`: destinations that were reached when the update was installed; `reached`: those reached now."""
+    """What the gate has seen. `running`: the version; `counted`: that whose try the boot menu has counted, empty where that is
+    not known. `services`: unit → its state in the service manager. `stored`, `answered`: why not, empty where it went well.
+    `before`: destinations that were reached when the update was installed; `reached`: those reached now."""
 
+    running: str = ""
+    counted: str = ""
     services: Mapping[str, str] = field(default_factory=dict)
     failed_units: Collection[str] = ()
     answered: str = ""
@@ -188,7 +191,10 @@ def starting(services: Mapping[str, str]) -> bool:
 
 def complaints(signs: Signs) -> list[str]:
     """Why this version is not good: empty where it is."""
-    said = [f"{unit} is {state}" for unit, state in signs.services.items() if state not in UP]
+    said = []
+    if signs.counted and signs.counted != signs.running:      # it could not be started, and the firmware came to another
+        said.append(f"{signs.counted} could not be started, {signs.running} runs")
+    said += [f"{unit} is {state}" for unit, state in signs.services.items() if state not in UP]
     said += [f"{unit} has failed" for unit in signs.failed_units if unit not in signs.services]
     if signs.answered:
         said.append(f"the port for scanners: {signs.answered}")

@@ -49,7 +49,8 @@ def look(config: Config, before: Sequence[str]) -> Signs:
         stored = _stored(config, run)
         unaccounted, discrepancy = _balance(config)
     now = _reached(run, before) if before else ()
-    return Signs(services, failed, answered, stored, unaccounted, discrepancy, tuple(before), now)
+    return Signs(services=services, failed_units=failed, answered=answered, stored=stored, unaccounted=unaccounted,
+                 discrepancy=discrepancy, before=tuple(before), reached=now)
 
 
 def _systemctl(*words: str) -> list[str]:

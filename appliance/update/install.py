@@ -102,6 +102,7 @@ def restart() -> None:
 
 def settle(records: Records) -> Fate | None:
     """Take down what became of the last installation. None where there was none."""
+    records.show_menu()
     trial = records.trial()
     if trial is None:
         return None

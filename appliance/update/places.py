@@ -8,10 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.policy.update import Entry, entries_of
+from appliance.policy.update import Entry, entries_of, entry_of
 
 DEVICES = {"x86_64": "x86-64", "aarch64": "arm64"}
 """The machine's name → that of the device type, which is systemd's of the architecture (`%a` of the transfers)."""
+
+LOADER = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+"""The vendor of systemd-boot's UEFI variables."""
 
 SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.gpg"
 
@@ -30,6 +33,8 @@ class Places:
     os_release: Path = Path("/usr/lib/os-release")
     floor: Path = Path("/usr/lib/dcmgate/update-floor")
     menus: tuple[Path, ...] = (Path("/efi/EFI/Linux"), Path("/boot/EFI/Linux"), Path("/boot/efi/EFI/Linux"))
+
+    efivars: Path = Path("/sys/firmware/efi/efivars")
 
     @property
     def bundle(self) -> Path:
@@ -61,6 +66,15 @@ class Places:
     def entries(self) -> tuple[Entry, ...]:
         folder = self.menu()
         return entries_of(os.listdir(folder)) if folder is not None else ()
+
+
+    def counted(self) -> str:
+        """The version whose try systemd-boot has counted on this boot; empty where none was."""
+        with suppress(OSError):
+            path = (self.efivars / f"LoaderBootCountPath-{LOADER}").read_bytes()[4:].decode("utf-16-le", "replace").rstrip("\0")
+            entry = entry_of(path.rpartition("\\")[2])
+            return entry.version if entry is not None else ""
+        return ""
 
 
 def device() -> str:

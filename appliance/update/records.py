@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from appliance.policy.update import Fate, Installed, Slot, Trial, is_newer, version_key
+from appliance.policy.update import Entry, Fate, Installed, Slot, Trial, entries_of, is_newer, version_key
 from appliance.update.places import Places, device
 
 MOST_HISTORY = 200
@@ -49,6 +49,11 @@ class Records:
         back |= {entry.version for entry in self.places.entries() if entry.slot is Slot.FAILED}
         return Installed(device(), running, max(floors, key=_key), frozenset(back - {running}))
 
+    def menu(self) -> tuple[Entry, ...]:
+        """The boot menu; for who may not read it, as root has shown it last."""
+        names = _read(self.places.run / "menu.json").get("names", [])
+        return self.places.entries() or entries_of([str(name) for name in names if isinstance(name, str)])
+
     def history(self) -> list[Event]:
         """The oldest first."""
         found: list[Event] = []
@@ -78,6 +83,10 @@ class Records:
         return _read(self.places.run / "progress.json")
 
     # writing
+
+    def show_menu(self) -> None:
+        """The boot menu is root's."""
+        _write(self.places.run / "menu.json", {"names": [entry.name for entry in self.places.entries()]}, sync=False)
 
     def tell(self, stage: str, text: str = "", **more: Any) -> None:
         """What goes on, for whoever waits for it."""

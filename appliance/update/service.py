@@ -124,6 +124,7 @@ class Service:
         if not waiting:
             self._token = ""
             self._guarded(self._by_itself, "", "")
+        self._records.show_menu()
 
     def _tell(self, stage: str, text: str = "", **more: Any) -> None:
         self._records.tell(stage, text, request=self._token, **more)

@@ -117,7 +117,8 @@ def test_a_reboot_has_to_lead_somewhere():
     assert not may_reboot(entries_of([last]), "0.2.0")
 
 
-GOOD = Signs({"dcmgate-receiver.service": "active", "dcmgate-keeper.service": "reloading"}, before=("pacs",), reached=("pacs",))
+GOOD = Signs(running="0.2.0", counted="0.2.0", services={
+    "dcmgate-receiver.service": "active", "dcmgate-keeper.service": "reloading"}, before=("pacs",), reached=("pacs",))
 
 
 def test_a_good_version_gives_no_cause_to_complain():
@@ -127,7 +128,8 @@ def test_a_good_version_gives_no_cause_to_complain():
 
 
 @pytest.mark.parametrize(("signs", "words"), [
-    (Signs({"dcmgate-receiver.service": "inactive"}), "dcmgate-receiver.service is inactive"),
+    (Signs(running="0.1.0", counted="0.2.0"), "0.2.0 could not be started, 0.1.0 runs"),
+    (Signs(services={"dcmgate-receiver.service": "inactive"}), "dcmgate-receiver.service is inactive"),
     (Signs(failed_units=("chrony.service",)), "chrony.service has failed"),
     (Signs(answered="nobody listens"), "the port for scanners: nobody listens"),
     (Signs(stored="A700"), "not stored: A700"),

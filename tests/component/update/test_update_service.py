@@ -203,3 +203,11 @@ def test_associations_are_counted_as_the_kernel_sees_them() -> None:
             assert install.associations({port}) >= 1
             assert install.drain({port}, 0.0, lambda count: None) >= 1
         assert install.drain({port}, 10.0, lambda count: None) == 0
+
+
+def test_the_boot_menu_says_whose_try_it_counted(records: Records, tmp_path: Path) -> None:
+    places = replace(records.places, efivars=tmp_path)
+    assert places.counted() == ""
+    path = "\\EFI\\Linux\\dcmgate_0.2.0+1-1.efi\0".encode("utf-16-le")
+    (tmp_path / "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f").write_bytes(b"\6\0\0\0" + path)
+    assert places.counted() == "0.2.0"
