@@ -1,0 +1,98 @@
+"""Updates, at length: ten power cuts that lose what was not flushed, and a version whose kernel hangs."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FOLDER, ROOT, image, keys
+from dicom import arrived, content, pacs, send, study
+from gateway import GatewayStrategy
+from releases import URL, Maker, next_version, served
+from volatile import VolatileDisk
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(7200)]
+CUTS = 10
+HANGS = "systemd.run=\"/bin/sh -c 'echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger'\""
+
+
+@pytest.fixture(scope="module")
+def version() -> str:
+    return image().name.removeprefix("dcmgate_").removesuffix(".raw")
+
+
+@pytest.fixture(scope="module")
+def maker(version: str) -> Iterator[Maker]:
+    one = Maker(ROOT, FOLDER / "releases", keys(), version)
+    with served(one.folder):
+        yield one
+
+
+def status(box: GatewayStrategy) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(box.run("dcmgate --json update status", 120))
+    return found
+
+
+def installing(box: GatewayStrategy, name: str) -> None:
+    box.run(f"dcmgate update install --again --no-wait --from {URL}/{name}")
+    deadline = time.monotonic() + 600
+    while (stage := status(box)["progress"].get("stage")) not in ("installing", "draining", "restarting"):
+        assert stage not in ("refused", "failed"), status(box)["progress"]
+        assert time.monotonic() < deadline, status(box)
+        time.sleep(1)
+
+
+def test_ten_power_cuts_in_an_update(serving: GatewayStrategy, maker: Maker, version: str, tmp_path: Path,
+                                     figures: dict[str, Any], seed: int = 5) -> None:
+    """It always boots what ran or, where the update was whole, the new version; no image is lost; it is blessed in the end."""
+    fourth, before = next_version(version, 3), status(serving)["running"]
+    maker.variant("fourth", fourth)
+    sent = study(tmp_path / "sent", 5)
+    assert send(sent).returncode == 0
+    moments = random.Random(seed)
+    ran: list[str] = []
+    with VolatileDisk(serving, ROOT, FOLDER) as disk:
+        disk.on()
+        for _ in range(CUTS):
+            if status(serving)["running"] == fourth:
+                break
+            installing(serving, "fourth")
+            time.sleep(moments.uniform(0, 25))
+            disk.cut()
+            disk.on()
+            ran.append(status(serving)["running"])
+            assert ran[-1] in (before, fourth)
+            assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
+        figures["power cuts in an update"] = len(ran)
+        if status(serving)["running"] != fourth:
+            serving.run(f"dcmgate update install --again --no-wait --from {URL}/fourth")
+            serving.console.expect(f"{fourth} is good", timeout=1200)
+            serving.restarted()
+        deadline = time.monotonic() + 300
+        while {"version": fourth, "state": "good", "tries": None} not in status(serving)["menu"]:
+            assert time.monotonic() < deadline, status(serving)
+            time.sleep(2)
+        with pacs(tmp_path / "pacs") as folder:
+            assert dict(content(path) for path in sent).items() <= arrived(folder, len(sent), 400).items()
+
+
+def test_a_kernel_that_hangs_ends_its_tries_by_the_watchdog(serving: GatewayStrategy, maker: Maker, version: str,
+                                                            figures: dict[str, Any]) -> None:
+    fifth, before = next_version(version, 4), status(serving)["running"]
+    maker.variant("fifth", fifth, HANGS)
+    began = time.monotonic()
+    serving.run(f"dcmgate update install --no-wait --from {URL}/fifth")
+    for _ in range(2):
+        serving.console.expect("Kernel panic - not syncing: sysrq triggered crash", timeout=900)
+    serving.console.expect(r"Reached target .*multi-user\.target", timeout=900)
+    serving.restarted()
+    figures["seconds until a version that hangs is gone"] = round(time.monotonic() - began, 1)
+    found = status(serving)
+    assert found["running"] == before
+    assert found["history"][-1]["what"] == "back"
+    assert "never came far enough to say why" in found["history"][-1]["text"]
