@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config.settings import Config
+from appliance.config.settings import Config, Spool, Update
 from appliance.policy.update import Installed, Refused
 from appliance.update import fetch as fetching
 from appliance.update.fetch import Broken, Folder, Web, fetch, look
 from appliance.update.places import Places
+from tests.support.pki import Authority, place
 from tests.support.releases import Signer, make
 
 BOX = Installed("x86-64", "0.1.0", "0.1.0")
@@ -119,6 +121,33 @@ def test_what_another_release_left_half_is_no_harm(places: Places, server: Serve
     fetch(web(server), places, BOX, nothing)
     assert (places.bundle / name).read_bytes() == (made / name).read_bytes()
     assert not list(places.bundle.glob("*0.1.9*"))
+
+
+def test_over_tls_the_server_has_to_be_who_it_says(places: Places, server: Server, signer: Signer, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "TRIES", 1)
+    ours, theirs = Authority("Ours"), Authority("Theirs")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    leaf = ours.leaf("updates", addresses=["127.0.0.1"])
+    chain.write_bytes(leaf.chain_pem())
+    key.write_bytes(leaf.key_pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    make(server.folder / "v2", "0.2.0", signer)
+    for id, authority in (("ours", ours), ("theirs", theirs)):
+        place(tmp_path, id, trust=[authority])
+    url = f"https://127.0.0.1:{server.server_port}/v2"
+
+    def at(trust: str) -> Web:
+        return Web(url, Config(spool=Spool(state=str(tmp_path)), update=Update(trust=trust)))
+
+    assert look(at("ours"), places, BOX).version == "0.2.0"
+    for trust in ("theirs", "system"):
+        with pytest.raises(Broken, match="cannot be fetched from"):
+            look(at(trust), places, BOX)
+    with pytest.raises(Broken, match="nothing says whom to trust"):
+        at("nobody")
 
 
 def test_a_stick_is_a_folder(places: Places, tmp_path: Path, signer: Signer) -> None:
