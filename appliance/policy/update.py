@@ -81,16 +81,20 @@ def releases(found: Mapping[str, str]) -> list[Release]:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the box is. `floor`: the oldest version that it takes. `failed`: versions that were on trial here and came back."""
+    """What the box is. `floor`: the oldest version that it takes. `failed`: versions that were on trial here and came back.
+    `on_trial`: what runs has not proven itself yet, and the other slot is where it would go back to."""
 
     device: str
     running: str
     floor: str
     failed: Collection[str] = ()
+    on_trial: bool = False
 
 
 def choose(found: Mapping[str, str], box: Installed, *, again: bool = False) -> Release:
     """The release to install. `again`: also one that has come back. Refused."""
+    if box.on_trial:
+        raise Refused(f"{box.running}, which runs, is itself on trial: the other slot has the version that it would go back to")
     known = releases(found)
     ours = [release for release in known if release.device == box.device]
     if not ours:

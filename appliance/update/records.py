@@ -47,7 +47,8 @@ class Records:
         floors = [self.places.floor_of_image(), str(_read(self.places.state / "floor.json").get("floor", "0"))]
         back = {event.version for event in self.history() if event.what == Fate.BACK}
         back |= {entry.version for entry in self.places.entries() if entry.slot is Slot.FAILED}
-        return Installed(device(), running, max(floors, key=_key), frozenset(back - {running}))
+        on_trial = any(entry.version == running and entry.slot is not Slot.GOOD for entry in self.places.entries())
+        return Installed(device(), running, max(floors, key=_key), frozenset(back - {running}), on_trial)
 
     def menu(self) -> tuple[Entry, ...]:
         """The boot menu; for who may not read it, as root has shown it last."""

@@ -81,6 +81,7 @@ def test_the_newest_for_this_box_is_taken():
     (listed("0.3.0"), Installed("x86-64", "0.2.0", "0.4.0"), "older than 0.4.0, the oldest"),
     (listed("0.3.0"), Installed("x86-64", "0.2.0", "0.1.0", {"0.3.0"}), "came back: --again"),
     ({"README": "a" * 64}, BOX, "no whole version"),
+    (listed("0.3.0"), Installed("x86-64", "0.2.0", "0.1.0", on_trial=True), "0.2.0, which runs, is itself on trial"),
 ])
 def test_what_is_not_for_this_box_is_refused_with_the_reason(found, box, words):
     with pytest.raises(Refused, match=words):

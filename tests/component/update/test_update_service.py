@@ -171,8 +171,10 @@ def test_a_blessed_version_sets_the_floor_for_good(records: Records) -> None:
     records.places.floor.write_text("0.2.0\n")
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0+1-1.efi")
     assert install.settle(records) == "trying"
+    assert records.installed().on_trial
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0.efi")
     assert install.settle(records) == "blessed"
+    assert not records.installed().on_trial
     assert records.history()[-1].by == "anna"
     records.places.os_release.write_text('IMAGE_VERSION="0.1.0"\n')
     records.places.floor.write_text("0.1.0\n")
