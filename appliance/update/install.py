@@ -16,6 +16,7 @@ from pathlib import Path
 
 from appliance.health import published
 from appliance.policy.update import Fate, Refused, Release, Trial, fate, why_back
+from appliance.update import firmware
 from appliance.update.fetch import Broken
 from appliance.update.records import Records
 from appliance.update.release import checked
@@ -45,6 +46,7 @@ def install(records: Records, offered: Release, run: Path, by: str, *, again: bo
         raise Broken(f"{offered.version} could not be written: {_last_words(done.stderr)}")
     os.sync()
     records.set_trial(Trial(offered.version, box.running, True, by, time.time_ns(), before))
+    firmware.offer(places)
     records.note("installed", offered.version, f"beside {box.running}", by)
 
 
@@ -103,6 +105,7 @@ def restart() -> None:
 def settle(records: Records) -> Fate | None:
     """Take down what became of the last installation. None where there was none."""
     records.show_menu()
+    firmware.offer(records.places)
     trial = records.trial()
     if trial is None:
         return None

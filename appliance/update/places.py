@@ -35,6 +35,7 @@ class Places:
     menus: tuple[Path, ...] = (Path("/efi/EFI/Linux"), Path("/boot/EFI/Linux"), Path("/boot/efi/EFI/Linux"))
 
     efivars: Path = Path("/sys/firmware/efi/efivars")
+    sysfs: Path = Path("/sys")
 
     @property
     def bundle(self) -> Path:

@@ -15,7 +15,8 @@ import pytest
 from appliance.clock import SECOND, ManualClock
 from appliance.config.settings import Config, Update
 from appliance.policy.update import Installed, Refused, Release, Trial
-from appliance.update import install
+from appliance.update import firmware, install
+from appliance.update import places as places_
 from appliance.update.alarms import alarms
 from appliance.update.fetch import Broken
 from appliance.update.places import Places
@@ -213,3 +214,26 @@ def test_the_boot_menu_says_whose_try_it_counted(records: Records, tmp_path: Pat
     path = "\\EFI\\Linux\\dcmgate_0.2.0+1-1.efi\0".encode("utf-16-le")
     (tmp_path / "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f").write_bytes(b"\6\0\0\0" + path)
     assert places.counted() == "0.2.0"
+
+
+def test_good_versions_stand_in_the_firmware_s_list(records: Records, tmp_path: Path) -> None:
+    device = os.stat(records.places.menus[0]).st_dev
+    about = tmp_path / "sys" / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+    about.mkdir(parents=True)
+    for name, value in (("partition", 1), ("start", 2048), ("size", 1048576)):
+        (about / name).write_text(f"{value}\n")
+    variables = tmp_path / "efivars"
+    variables.mkdir()
+    (variables / f"LoaderDevicePartUUID-{places_.LOADER}").write_bytes(
+        b"\6\0\0\0" + "C12A7328-F81F-11D2-BA4B-00A0C93EC93B\0".encode("utf-16-le"))
+    places = replace(records.places, efivars=variables, sysfs=tmp_path / "sys")
+    firmware.offer(places)
+    assert not list(variables.glob("BootDC*")), "a firmware without a list is left alone"
+    (variables / f"BootOrder-{firmware.GLOBAL}").write_bytes(b"\7\0\0\0\3\0\1\0")
+    (variables / f"BootCurrent-{firmware.GLOBAL}").write_bytes(b"\6\0\0\0\3\0")
+    menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0.efi", "dcmgate_0.3.0+2-0.efi")
+    firmware.offer(places)
+    assert (variables / f"BootOrder-{firmware.GLOBAL}").read_bytes() == b"\7\0\0\0\3\0\x00\xdc\x01\xdc\1\0"
+    options = [(variables / f"Boot{number}-{firmware.GLOBAL}").read_bytes() for number in ("DC00", "DC01")]
+    for option, version in zip(options, ("0.2.0", "0.1.0"), strict=True):
+        assert f"\\EFI\\Linux\\dcmgate_{version}.efi".encode("utf-16-le") in option
