@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gateway import GatewayStrategy, Status
 
+ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
 FIRST = FOLDER / "disk.raw"
 GIB = 1 << 30
@@ -53,6 +54,15 @@ def more(disks: Sequence[tuple[Path, str]]) -> str:
                   f"-device pcie-root-port,id=port{number},chassis={40 + number}",
                   f"-device virtio-blk-pci,drive=more{number},serial={serial},id={serial},bus=port{number}"]
     return " ".join(words)
+
+
+def stick_of(label: str, *files: Path) -> Path:
+    """A FAT stick with that label and these files."""
+    name = f"{label.lower()}.img"
+    made = f"rm -f {name}; truncate -s 16M {name}; mkfs.vfat -n {label} {name}; mcopy -i {name} {' '.join(map(str, files))} ::"
+    enter = [ROOT / "image-build" / "enter", "--work", FOLDER, "bash", "-ec", made]
+    subprocess.run(enter, check=True, capture_output=True)
+    return FOLDER / name
 
 
 @contextmanager
