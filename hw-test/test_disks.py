@@ -83,6 +83,7 @@ def start(box: GatewayStrategy) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(5400)
 def test_the_disk_in_another_machine_is_unreadable_until_the_recovery_key_is_given(serving: GatewayStrategy) -> None:
     """Another TPM: the box boots on memory and says so. With the stick it opens, and is sealed to that TPM from then on."""
     identity = serving.run("cat /etc/machine-id")
@@ -114,6 +115,7 @@ def without_tpm(box: GatewayStrategy) -> Iterator[GatewayStrategy]:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(5400)
 def test_a_box_without_a_tpm_boots_and_says_that_theft_is_not_covered(without_tpm: GatewayStrategy) -> None:
     for _ in range(2):
         without_tpm.transition("serving")
@@ -152,6 +154,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 900) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(5400)
 def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[GatewayStrategy, Path], tmp_path: Path) -> None:
     box, _second = mirrored
     box.transition("serving")
@@ -185,6 +188,7 @@ def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[Gatew
 
 
 @pytest.mark.full
+@pytest.mark.timeout(5400)
 def test_a_reset_makes_a_new_box_and_keeps_who_did_it(box: GatewayStrategy, tmp_path: Path) -> None:
     with new_box(box, image()):
         box.transition("serving")

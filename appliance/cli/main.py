@@ -22,6 +22,7 @@ from appliance.cli import (
     diagnose_command,
     disk_commands,
     exits,
+    install_command,
     listing,
     peer_commands,
     person_commands,
@@ -44,8 +45,8 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
-            send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, archive_commands,
-            stage_commands, tunnel_command, update_command, watchdog_commands)
+            send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, install_command,
+            archive_commands, stage_commands, tunnel_command, update_command, watchdog_commands)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
