@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof soak trace man image test-vm test-vm-full clean
+.PHONY: help run test lint bench kills proof soak trace man image installer test-vm test-vm-full clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -57,6 +57,11 @@ man: ## the documents as man pages, in build/man
 image: ## the system image for an x86-64 PC, in build/image; needs root and a Debian mirror
 	@.ci/setup dev image
 	@image-build/build
+
+installer: ## the image of the installer's stick, beside the system image
+	@.ci/setup dev image
+	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
+	@image-build/installer
 
 test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM="-k word" for some
 	@.ci/setup dev peers image

@@ -80,27 +80,27 @@ def check_reset(held: Held, *, override: bool, reason: str) -> None:
                            mend='deliver them first, or take it on yourself: --override --reason "..."')
 
 
-def ask_for_reset(by: str, reason: str, held: Held, *, override: bool, path: Path = RESET) -> None:
+def ask_for_reset(by: str, reason: str, held: Held, *, override: bool) -> None:
     """Leave the request for the system, durably."""
     said = {"by": by, "reason": reason.strip(), "override": override, "held": in_words(held)}
-    new = path.with_suffix(".new")
+    new = RESET.with_suffix(".new")
     with new.open("w") as file:
         json.dump(said, file)
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
+    new.replace(RESET)
 
 
-def take_request(owner: int, path: Path = RESET) -> dict[str, str | bool]:
+def take_request(owner: int) -> dict[str, str | bool]:
     """The request, once; it is gone then. ControlError where nobody asked, or where the file is not the keeper's."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(RESET, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as e:
         raise ControlError("nobody has asked for a reset", mend="`dcmgate factory-reset`") from e
     with open(handle) as file:
         is_ours = os.fstat(handle).st_uid == owner
         said = json.load(file)
-    path.unlink()
+    RESET.unlink()
     if not is_ours:
         raise ControlError("the request for a reset is not the keeper's")
     return {"by": str(said["by"]), "reason": str(said["reason"]), "override": said["override"] is True}
