@@ -66,8 +66,8 @@ def stick_of(label: str, *files: Path) -> Path:
 
 
 @contextmanager
-def new_box(box: GatewayStrategy, image: Path, **values: str) -> Iterator[GatewayStrategy]:
-    """A new box in the place of the old one, which comes back afterwards, off and untouched."""
+def new_box(box: GatewayStrategy, image: Path | None, **values: str) -> Iterator[GatewayStrategy]:
+    """A new box in the place of the old one, which comes back afterwards, off and untouched. Without an image: a blank disk."""
     box.transition(Status.off)
     kept = FOLDER / "kept"
     kept.mkdir(exist_ok=True)
@@ -75,7 +75,10 @@ def new_box(box: GatewayStrategy, image: Path, **values: str) -> Iterator[Gatewa
     for name in ("disk.raw", "vars.fd"):
         (FOLDER / name).rename(kept / name)
     shutil.copyfile(kept / "vars.fd", FOLDER / "vars.fd")
-    subprocess.run(["cp", "--sparse=always", image, FIRST], check=True)
+    if image is None:
+        FIRST.touch()
+    else:
+        subprocess.run(["cp", "--sparse=always", image, FIRST], check=True)
     os.truncate(FIRST, 8 * GIB)
     try:
         with environment(**{"DCMGATE_TPM": tpm("other-tpm"), "DCMGATE_MORE": "", **values}):
