@@ -24,7 +24,7 @@ def stick() -> str:
 
 
 def installed(box: GatewayStrategy, more: str, expected: str) -> None:
-    """One installation by somebody at the console, who types the serial number; what the list says of the disk is `expected`."""
+    """One installation by somebody at the console, who types the serial number; `expected`: what the list says of the disk."""
     box.transition(Status.off)
     with environment(DCMGATE_MORE=more):
         box.target.activate(box.console)
