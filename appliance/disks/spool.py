@@ -114,7 +114,8 @@ class SpoolDisk:
                 raise DiskRefused("the box's own partition is not open, and the key of the spool is there",
                                   mend="restart with the recovery key on a stick labelled DCMGATE-KEY")
             record = self.record()
-            self._run(["udevadm", "settle", "--timeout=60"], seconds=90)
+            with suppress(DiskFault):      # one that takes longer is waited for by its name
+                self._run(["udevadm", "settle", "--timeout=60"], seconds=90)
             if record is None or not record.made:
                 record = self._make(record)
             spool = self._start(record)
@@ -130,7 +131,7 @@ class SpoolDisk:
         for one in record.members:
             with suppress(DiskFault):      # a disk that takes its time to come up
                 self._run(["udevadm", "wait", "--timeout=30", _partition(one.uuid)], seconds=60)
-        there = {part.uuid for disk in attached(self._run) for part in disk.parts}
+        there = {part.uuid for disk in attached(self._run, probe=False) for part in disk.parts}
         members = tuple(Member(one.uuid, one.serial, one.uuid in there) for one in record.members)
         started = startable(members, record.current)
         if isinstance(started, Refused):

@@ -34,19 +34,22 @@ def run(command: Sequence[str], *, seconds: float = 60.0, stdin: str = "") -> st
     return done.stdout
 
 
-def attached(run: Run = run) -> list[Disk]:
-    """Every disk that can be written, with its partitions."""
+def attached(run: Run = run, *, probe: bool = True) -> list[Disk]:
+    """Every disk that can be written, with its partitions. `probe`: read those that look blank, to be sure; else none is blank.
+
+    A disk that hangs is not to be read where it does not matter.
+    """
     listed = json.loads(run(["lsblk", "--json", "--bytes", "--output", COLUMNS]))
-    return [_disk(entry, run) for entry in listed["blockdevices"]
+    return [_disk(entry, run if probe else None) for entry in listed["blockdevices"]
             if entry["type"] == "disk" and entry["size"] and not entry["ro"] and not entry["path"].startswith("/dev/zram")]
 
 
-def _disk(entry: dict[str, Any], run: Run) -> Disk:
+def _disk(entry: dict[str, Any], run: Run | None) -> Disk:
     children = entry.get("children", [])
     parts = tuple(Part(part["path"], part["partuuid"] or "", part["partlabel"] or "", int(part["size"]))
                   for part in children if part["type"] == "part")
     # udev's word first; then the disk itself is asked, for a signature that udev does not know.
     unknown = not (children or entry["pttype"] or entry["fstype"])
-    blank = unknown and not run(["wipefs", "--noheadings", entry["path"]]).strip()
+    blank = unknown and run is not None and not run(["wipefs", "--noheadings", entry["path"]]).strip()
     return Disk(entry["path"], (entry["serial"] or "").strip(), (entry["model"] or "").strip(), int(entry["size"]), blank,
                 bool(entry["rm"]) or entry["tran"] == "usb", any(part.label == VAR_LABEL for part in parts), parts)
