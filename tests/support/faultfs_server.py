@@ -73,6 +73,8 @@ class Server:
         self._rules: list[Rule] = []
         self._counts: Counter[tuple[str, str]] = Counter()
         self._hits: list[Hit] = []
+        self._ends: dict[int, int] = {}                      # file handle → where its last write ended
+        self._again: dict[int, tuple[int, Rule]] = {}        # file handle → where its next write fails, by that rule
         self._gone = False
         self._healed = threading.Event()
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other,max_read=131072".encode()
@@ -156,6 +158,7 @@ class Server:
             op = "truncate"
         if not op or (kind == _WRITE and struct.unpack_from("I", body, 20)[0] & _BY_PAGE_CACHE):
             return None
+        hidden = False
         path = self._paths.get(node, "?")
         if kind in (_CREATE, _UNLINK, _RENAME, _RENAME2):
             start = {_CREATE: 16, _UNLINK: 0, _RENAME: 8, _RENAME2: 16}[kind]
@@ -166,15 +169,35 @@ class Server:
             self._counts["*", op] += 1
             found = next((r for r in self._rules if r.op == op and r.where in ("*", where)
                           and r.first <= self._counts[r.where, op] < r.first + r.times), None)
+            if kind == _WRITE:
+                found, hidden = self._hidden(found, *struct.unpack_from("QQI", body))
             if found is None:
                 return None
             call, healed = self._counts[found.where, op], self._healed
         if found.delay:
             healed.wait(found.delay)
         with self._lock:
-            if not healed.is_set():
+            if not healed.is_set() and not hidden:
                 self._hits.append(Hit(time.monotonic(), _process(thread), op, where, path, call, found.error))
         return found
+
+    def _hidden(self, found: Rule | None, fh: int, offset: int, size: int) -> tuple[Rule | None, bool]:
+        """The rule for this write, and whether nobody will hear of its error. Locked.
+
+        The kernel sends one write(2) in pieces where it crosses a page that is not
+        cached. An error of a later piece is a short write to the program, which goes on
+        where that stopped: so it fails there once more, for the program to see.
+        """
+        place, rule = self._again.pop(fh, (-1, None))
+        if rule is not None and place == offset:
+            return rule, False
+        if found is None or not found.error:
+            self._ends[fh] = offset + size
+            return found, False
+        tail = offset % 4096 == 0 and self._ends.get(fh) == offset
+        if tail:
+            self._again[fh] = (offset, found)
+        return found, tail
 
     # nodes
 
