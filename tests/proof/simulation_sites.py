@@ -96,6 +96,8 @@ class SimAssociation:
     """The forwarder's association, towards a site. Made for one world: see `association_in`."""
 
     fragment = FRAGMENT
+    moves = 0
+    """What the watch of a lane counts; in a simulation time passes in one step, and nobody watches."""
 
     def __init__(self, world: World, party: Party, limits: Limits, cancel: int = -1, *_: object) -> None:
         self.party = party

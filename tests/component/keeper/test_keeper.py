@@ -33,9 +33,12 @@ HOUR = 3600
 
 
 class Kept:
-    """A keeper on a filled spool; `configure` changes what is in force."""
+    """A keeper on a filled spool; `configure` changes what is in force.
 
-    def __init__(self, folder: Path, clock: ManualClock | SystemClock | None = None, size: int = 0) -> None:
+    `size`: its quota, so that the room on this disk is no matter.
+    """
+
+    def __init__(self, folder: Path, clock: ManualClock | SystemClock | None = None, size: int = 1 << 30) -> None:
         self.clock = clock or ManualClock()
         self.site = Filled(folder, self.clock, size)
         self.run = folder / "run"
