@@ -174,12 +174,13 @@ class Desk:
             now = self._clock.boot_ns()
             if above is None:
                 self._further.asks(lane)
+            gate = Gate.OPEN if probed else self._breaker.gate(now)
+            if gate is Gate.SHUT or (gate is Gate.PROBE and above is not None):
+                # What waits is not even read: a destination that is down would cost the others as much as one that works.
+                return Pause(self._seconds_to(self._breaker.until, now))
             if self._more:
                 self._load()
             self._take_up(self._deferred.due(now))
-            gate = Gate.OPEN if probed else self._breaker.gate(now)
-            if gate is Gate.SHUT or (gate is Gate.PROBE and above is not None):
-                return Pause(self._seconds_to(self._breaker.until, now))
             if gate is Gate.PROBE:
                 self._breaker = self._breaker.probe()
                 return Probe()
