@@ -44,7 +44,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("--no-wait", action="store_true", help="do not wait for what comes of it")
     one.set_defaults(run=ask, action="install")
     two = verbs.add_parser("approve", help="let the box install a version inside the site's window", parents=[common])
-    two.add_argument("version", metavar="VERSION", nargs="?", default="", help="the one that is offered, unless said")
+    two.add_argument("wanted", metavar="VERSION", nargs="?", default="", help="the one that is offered, unless said")
     two.set_defaults(run=ask, action="approve")
     for name, run in (("run", serve), ("fetch", fetch), ("gate", gate), ("settle", settle)):      # of the image's units
         verbs.add_parser(name, parents=[common]).set_defaults(run=run)
@@ -84,7 +84,7 @@ def ask(site: Site, arguments: argparse.Namespace) -> int:
         raise UsageError(f'"{source[:60]}" is neither a URL nor "stick"', mend='write --from https://… or --from stick')
     places = Places()
     try:
-        token = leave_request(places, action=arguments.action, source=source, version=getattr(arguments, "version", ""),
+        token = leave_request(places, action=arguments.action, source=source, version=getattr(arguments, "wanted", ""),
                               again=getattr(arguments, "again", False))
     except FileNotFoundError:
         raise UsageError("this is no system image: there is nothing that could be updated",
