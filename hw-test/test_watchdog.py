@@ -154,10 +154,40 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
     assert send(sent).returncode != 0
     time.sleep(30)
     assert boot(serving)["boot"] == first["boot"], "no reboot loop"
-    status = serving.run("dcmgate status --once; true")
-    assert "degraded mode" in status
-    # A boot later the disk is good again, and what was acknowledged is there.
+    assert "degraded mode" in serving.run("dcmgate status --once; true")
+    # At the next boot there is no spool at all: degraded mode at once, and no reboot.
+    part = root.run("readlink -f /dev/disk/by-partlabel/dcmgate-spool")
+    root.run(f"dd if={part} of=/var/lib/header bs=1M count=17 && dd if=/dev/zero of={part} bs=1M count=17 conv=fsync", 120)
     serving.transition("off")
     serving.transition("serving")
+    second = boot(serving)
+    assert (second["boot"], second["reset"]) == (first["boot"] + 1, "cut")
+    assert seconds_until(lambda: root.run("systemctl is-active dcmgate-degraded.service || true") == "active", 60) is not None
+    assert send(sent).returncode != 0
+    # It comes back: what was acknowledged is there.
+    root.run(f"dd if=/var/lib/header of={part} bs=1M conv=fsync && rm /var/lib/header && udevadm settle", 120)
+    root.run("dcmgate escalate --again receiver && systemctl start dcmgate-keeper dcmgate-forwarder", 300)
+    assert seconds_until(lambda: send(sent).returncode == 0, 120) is not None
     with pacs(tmp_path / "pacs") as folder:
         assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(5400)
+def test_an_hour_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
+                                                                tmp_path: Path) -> None:
+    def state() -> list[str]:
+        units = (root.run(f"systemctl show -P MainPID -P NRestarts dcmgate-{unit}.service")
+                 for unit in ("receiver", "forwarder", "keeper"))
+        return [str(boot(serving)["boot"]), *units]
+
+    before = state()
+    sent = study(tmp_path / "sent", 5)
+    assert send(sent).returncode == 0
+    end = time.monotonic() + 3600
+    while time.monotonic() < end:
+        time.sleep(60)
+        assert echo()
+    assert state() == before
+    with pacs(tmp_path / "pacs") as folder:
+        assert arrived(folder, len(sent), 600) == dict(content(path) for path in sent)

@@ -123,9 +123,9 @@ def again(unit: str, places: Places, machine: Machine, disk: tuple[Disk, str] | 
     """Some time has passed: try the unit once more, if there is a disk for it. False: not now, later."""
     state, words = disk if disk is not None else look(places.spool)
     if state is Disk.ABSENT:
-        # Where its device is there again it can be mounted; where not, this ends at once and stops nothing that runs.
+        # Where its device is there again it can be mounted; where not, this ends in a while and stops nothing that runs.
         mount = str(places.spool).strip("/").replace("-", "\\x2d").replace("/", "-") + ".mount"
-        machine.control("--no-ask-password", "--job-mode=ignore-dependencies", "start", mount)
+        machine.control("start", mount)
         state, words = look(places.spool)
     if state not in (Disk.GOOD, Disk.FULL):
         log.warning("not tried again: the disk is not there yet", unit=unit, why=words)

@@ -7,24 +7,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.clock import SystemClock
+from appliance.clock import SECOND, Clock, SystemClock
 from appliance.config.settings import Config, Control, Destination, Limits
-from appliance.errors import UsageError
+from appliance.errors import DeliveryError, UsageError
 from appliance.forward import engine, health
 from appliance.forward.desk import Desk
 from appliance.forward.engine import Forwarder
+from appliance.forward.transport import Emit
 from appliance.forward.work import Condition
 from appliance.model import Fault, Priority
 from appliance.net import kick
 from appliance.spool.layout import Spool
-from appliance.spool.rows import Routing
+from appliance.spool.rows import Queued, Routing
 from tests.support.lanes import FakeTransport, Site
 from tests.support.ledgers import Bench, custody
 from tests.support.waiting import wait_until
@@ -41,6 +42,7 @@ class Works:
         self.config = Config(control=Control(run=str(run)))
         self.made: list[tuple[Destination, Limits]] = []
         self.forwarder: Forwarder | None = None
+        self.clock: Clock = SystemClock()
 
     def destinations(self, *entries: Destination, limits: Limits | None = None) -> None:
         """Put these in force."""
@@ -56,7 +58,7 @@ class Works:
         return FakeTransport(self.sites[destination.id])
 
     def start(self) -> Forwarder:
-        self.forwarder = Forwarder(lambda: self.config, self.spool, SystemClock(), self.run, transports=self.transport,
+        self.forwarder = Forwarder(lambda: self.config, self.spool, self.clock, self.run, transports=self.transport,
                                    random=lambda: 0.0)
         self.forwarder.start()
         return self.forwarder
@@ -310,6 +312,50 @@ def test_a_thread_that_does_not_move_is_named_for_the_watchdog(works: Works, mon
     wait_until(lambda: any("stuck" in name for name in forwarder.late(0.05)))
     assert not any("slow" in name for name in forwarder.late(0.0)), "a transport bounds its own time without progress"
     free.set()
+
+
+class Hurried(SystemClock):
+    """Five minutes pass in each second."""
+
+    def __init__(self) -> None:
+        self._began = super().boot_ns()
+
+    def boot_ns(self) -> int:
+        return self._began + 300 * (super().boot_ns() - self._began)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        return event.wait(seconds / 300)
+
+
+class Hole(FakeTransport):
+    """Takes a connection's time and gives it up, as the real one does where nobody answers."""
+
+    def send(self, batch: Sequence[Queued], emit: Emit) -> None:
+        self.site.tried.append(batch[0].number)
+        self.aborted.wait(0.2)
+        assert self.moves is not None
+        self.moves += 1
+        raise DeliveryError("no answer", fault="destination")
+
+
+@pytest.mark.requirement("Watchdog chain: a destination never gates the ping")
+def test_an_hour_without_the_uplink_feeds_the_watchdog_all_the_time(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    works.clock = Hurried()
+    works.destinations(Destination(id="hole"), Destination(id="down"))
+    works.sites["down"].break_down()
+    monkeypatch.setattr(works, "transport", lambda destination, spool, limits: (
+        Hole if destination.id == "hole" else FakeTransport)(works.sites[destination.id]))
+    pings: list[str] = []
+    monkeypatch.setattr(engine, "alive", pings.append)
+    forwarder = works.start()
+    began = works.clock.boot_ns()
+    numbers = works.put(3, "hole", "down")
+    while works.clock.boot_ns() - began < 3600 * SECOND:
+        before = len(pings)
+        wait_until(lambda before=before: len(pings) > before, 10, "a ping")     # type: ignore[misc]
+        assert forwarder.hung() == []
+    assert len(works.sites["hole"].tried) > 3
+    assert works.states(numbers, "hole") | works.states(numbers, "down") <= {"deferred", "waiting", "sending"}
 
 
 @pytest.mark.requirement("Watchdog chain: a stuck lane gates the ping, a slow line does not")
