@@ -1,9 +1,9 @@
 """A root shell in the device, for what no person may do there: stop a process, panic the kernel, break a disk.
 
 `RootShellProtocol` is what the suites know. The image has no such thing: the
-virtual machine gets one from outside, by a second serial port and a word to the
-boot loader that a signed system does not listen to. A bench has none, and its
-suites leave out what needs one.
+virtual machine gets one from outside, by a second serial port and a word of its
+firmware (SMBIOS) to systemd's stub, which only who makes the machine can say. A
+bench has none, and its suites leave out what needs one.
 """
 
 from __future__ import annotations
