@@ -1,7 +1,8 @@
 """Hang: one thread of another process stands still, or is gone, while the others go on: by ptrace(2), on x86-64 Linux.
 
-    python hang.py freeze TID     it stands still until this program ends (its standard input ends it)
-    python hang.py kill TID       it leaves by exit(2) at its next system call: nobody has noticed, no `finally` has run
+    python hang.py freeze TID          it stands still until this program ends (its standard input ends it)
+    python hang.py kill TID            it leaves by exit(2): nobody has noticed, no `finally` has run
+    python hang.py kill-in PID CALL…   so does the one thread of that process which waits in one of these system calls
 
 A program of its own, so that a virtual machine can run it too. Needs the right to trace (CAP_SYS_PTRACE).
 """
@@ -68,6 +69,9 @@ def waiting_in(pid: int, *calls: int) -> list[int]:
 if __name__ == "__main__":
     if sys.argv[1] == "kill":
         kill(int(sys.argv[2]))
+    elif sys.argv[1] == "kill-in":
+        (only,) = waiting_in(*map(int, sys.argv[2:]))
+        kill(only)
     else:
         stop(int(sys.argv[2]))
         print("frozen", flush=True)
