@@ -19,9 +19,11 @@ from dicom import arrived, content, pacs, send, study
 from gateway import GatewayStrategy, echo
 from rootshell import RootShellProtocol
 
-STATED = {"process stands still": 75, "accept loop": 75,
-          "dead worker thread": 120, "PID 1 stands still": 15 + 180, "kernel panic": 10 + 180}
-"""Seconds until it serves again. A boot has 180 of them, in software emulation on a shared machine."""
+STATED = {"accept loop": 75, "dead worker thread": 120, "PID 1 stands still": 15 + 15, "kernel panic": 10 + 15,
+          "spool's disk fails": 400}
+"""Seconds until scanners are answered again; for what resets the machine, until that. (How long a boot takes is another matter:
+`figures` has it.) Ten seconds are between two pings, and two in three of the manager's own for the board; the rest is what
+software emulation on a shared machine takes longer than a box."""
 
 HANG = "/run/hang.py"
 EPOLL = "232 281"
@@ -56,6 +58,12 @@ def boot(box: GatewayStrategy) -> dict[str, Any]:
     return dict(json.loads(box.run("dcmgate boot --json")))
 
 
+def keep(figures: dict[str, Any], fault: str, box: GatewayStrategy) -> None:
+    """Wait until it has reset itself within its stated time, and serves; keep both figures."""
+    reset, served = box.returns(STATED[fault])
+    figures[f"seconds to reset, {fault}"], figures[f"seconds to serving, {fault}"] = round(reset, 1), round(served, 1)
+
+
 def recovers_from_a_dead_accept_loop(root: RootShellProtocol) -> float | None:
     """The thread that accepts is gone, and nobody in the process knows; the seconds until scanners are answered again."""
     root.put(Path(__file__).parents[1] / "tests" / "support" / "hang.py", HANG)
@@ -71,7 +79,7 @@ def test_a_dead_accept_loop_and_a_stuck_forwarder_are_brought_back_by_their_unit
     took = recovers_from_a_dead_accept_loop(root)
     assert took is not None
     figures["seconds to recover, accept loop"] = round(took, 1)
-    assert seconds_until(lambda: main_pid(root, "forwarder") not in (0, before), STATED["process stands still"]) is not None
+    assert seconds_until(lambda: main_pid(root, "forwarder") not in (0, before), STATED["accept loop"]) is not None
     said = root.run("journalctl -b -o cat _PID=1 | grep -c 'Watchdog timeout' || true")
     assert int(said) >= 2
     sent = study(tmp_path / "sent", 2)
@@ -121,14 +129,14 @@ def test_a_disk_without_room_reboots_and_restarts_nothing(serving: GatewayStrate
 def test_pid_1_that_stands_still_is_reset_by_the_board(serving: GatewayStrategy, root: RootShellProtocol,
                                                       figures: dict[str, Any]) -> None:
     root.fire("sync; echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze")
-    figures["seconds to recover, PID 1 stands still"] = round(serving.returns(STATED["PID 1 stands still"]), 1)
+    keep(figures, "PID 1 stands still", serving)
     assert boot(serving)["reset"] == "watchdog"
 
 
 def test_a_kernel_panic_resets_the_machine_and_is_told(serving: GatewayStrategy, root: RootShellProtocol,
                                                       figures: dict[str, Any]) -> None:
     root.fire("sync; echo c >/proc/sysrq-trigger")
-    figures["seconds to recover, kernel panic"] = round(serving.returns(STATED["kernel panic"]), 1)
+    keep(figures, "kernel panic", serving)
     said = boot(serving)
     assert said["reset"] == "panic", said
     assert "sysrq triggered crash" in said["text"]
@@ -139,12 +147,11 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
                                                                         figures: dict[str, Any], tmp_path: Path) -> None:
     sent = study(tmp_path / "sent", 2)
     assert send(sent).returncode == 0
-    began = time.monotonic()
     root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
-    serving.returns(400)
-    figures["seconds to recover, spool's disk fails once"] = round(time.monotonic() - began, 1)
+    keep(figures, "spool's disk fails", serving)
     first = boot(serving)
     assert first["reset"] == "escalation" and "spool" in first["text"], first
+    root.run("test -s /sys/firmware/efi/efivars/DcmgateBudget-*")
     root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
     took = seconds_until(lambda: root.run("systemctl is-active dcmgate-degraded.service || true") == "active", 150)
     assert took is not None, root.run("journalctl -b -n 60 --no-pager")

@@ -101,13 +101,14 @@ class Facts:
     """`unit`: what could not be brought back (`receiver`, `forwarder`, `keeper`), or "spool" where its probe fails.
 
     `spent`: by fault; None where nothing can be kept off the suspect disk. `on_trial`:
-    the slot has not been blessed yet.
+    the slot has not been blessed yet. `finding`: it ended by itself and said why, a bad configuration for one.
     """
 
     unit: str
     disk: Disk = Disk.GOOD
     spent: Mapping[str, Spent] | None = None
     on_trial: bool = False
+    finding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ def decide(facts: Facts) -> Decision:
         return Decision(last, fault, "the disk is full: a reboot makes no room")
     if facts.disk is Disk.ABSENT:
         return Decision(last, fault, "the disk was not there at boot")
+    if facts.finding and not bad_disk:
+        return Decision(last, fault, "it says itself what is wrong, and a reboot does not mend that")
     if facts.on_trial and not bad_disk:
         return Decision(Step.ROLL_BACK, fault, "this system is on trial")
     if facts.spent is None:

@@ -8,9 +8,10 @@ before anything is rebooted; where that fails nothing is.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ DEGRADED = "dcmgate-degraded.service"
 NOTE = "degraded.json"
 BLESS = "/usr/lib/systemd/systemd-bless-boot"
 SECONDS = 60.0
+FINDINGS = (1, 2)
+"""Exit statuses of a service that say what is wrong (`cli.exits`): a bad configuration, a damaged ledger."""
 
 log = Log("escalate")
 
@@ -36,6 +39,9 @@ class Machine(Protocol):
 
     def control(self, *words: str) -> int:
         """`systemctl` with these; its exit status."""
+
+    def ended_with(self, unit: str) -> int:
+        """The exit status of that unit's main process; 0 where a signal ended it, or nothing is known."""
 
     def on_trial(self) -> bool:
         """Whether the system that runs has not been found good yet: the boot loader counts its tries."""
@@ -51,12 +57,20 @@ class Real:
             log.error("the service manager does not answer", command=" ".join(words), why=str(error))
             return 1
 
+    def ended_with(self, unit: str) -> int:
+        said = _said("systemctl", "show", "--value", "-p", "ExecMainCode", "-p", "ExecMainStatus", unit)
+        code, _, status = said.partition("\n")
+        return int(status) if code == str(os.CLD_EXITED) and status.isdigit() else 0
+
     def on_trial(self) -> bool:
-        try:
-            done = subprocess.run([BLESS, "status"], capture_output=True, text=True, timeout=SECONDS, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-        return done.stdout.strip() == "indeterminate"
+        return _said(BLESS, "status") == "indeterminate"
+
+
+def _said(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +105,13 @@ def escalate(unit: str, places: Places, machine: Machine, kept: Budget, disk: tu
     """Restarts of that unit did not help, or the spool's probe fails ("spool"): do what follows."""
     state, words = disk if disk is not None else look(places.spool)
     spent = kept.read()
-    facts = Facts(unit, state, spent, machine.on_trial())
+    finding = unit in UNITS and machine.ended_with(UNITS[unit]) in FINDINGS
+    facts = Facts(unit, state, spent, machine.on_trial(), finding)
     decision = decide(facts)
     if decision.step is Step.REBOOT:
         charged = {**spent, decision.fault: charge(spent.get(decision.fault, UNSPENT))}
         if kept.write(charged) == 0:
-            decision = decide(Facts(unit, state, None, facts.on_trial))
+            decision = decide(replace(facts, spent=None))
     text = f"{unit}: {decision.why}" + (f" ({words})" if words and state is not Disk.GOOD else "")
     log.error("escalation", unit=unit, disk=str(state), step=str(decision.step), why=text)
     _do(decision, unit, text, places, machine)

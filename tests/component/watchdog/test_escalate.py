@@ -20,6 +20,7 @@ class Machine:
     def __init__(self, trial: bool = False) -> None:
         self.done: list[tuple[str, ...]] = []
         self.trial = trial
+        self.status = 0
 
     def control(self, *words: str) -> int:
         self.done.append(words)
@@ -27,6 +28,9 @@ class Machine:
 
     def on_trial(self) -> bool:
         return self.trial
+
+    def ended_with(self, unit: str) -> int:
+        return self.status
 
 
 @pytest.fixture
@@ -94,6 +98,13 @@ def test_a_slot_on_trial_rolls_back_and_spends_no_budget(places: Places) -> None
     assert escalate.escalate("keeper", places, machine, kept(places)).step is Step.ROLL_BACK
     assert machine.done == [("--no-block", "reboot")]
     assert kept(places).read() == {}
+
+
+def test_a_bad_configuration_is_mended_by_no_reboot(places: Places) -> None:
+    machine = Machine()
+    machine.status = 1
+    assert escalate.escalate("receiver", places, machine, kept(places)).step is Step.DEGRADED
+    assert not any("reboot" in words for words in machine.done)
 
 
 def test_a_forwarder_is_gone_without(places: Places) -> None:

@@ -74,6 +74,12 @@ def test_no_fault_that_stays_reboots_more_than_its_budget(unit: str, disk: Disk)
     assert reboots <= REBOOTS
 
 
+def test_what_a_service_says_itself_is_mended_by_no_reboot() -> None:
+    assert decide(Facts("receiver", spent={}, finding=True)).step is Step.DEGRADED
+    assert decide(Facts("keeper", spent={}, finding=True, on_trial=True)).step is Step.WITHOUT
+    assert decide(Facts("receiver", Disk.FAILED, {}, finding=True)).step is Step.REBOOT
+
+
 def test_only_a_slot_on_trial_rolls_back_and_a_dead_disk_never_flips_slots() -> None:
     assert decide(Facts("receiver", spent={}, on_trial=True)).step is Step.ROLL_BACK
     assert decide(Facts("receiver", Disk.FAILED, {}, on_trial=True)).step is Step.REBOOT
