@@ -13,6 +13,7 @@ from appliance.clock import SystemClock
 from appliance.config.settings import Config, Control, Listener
 from appliance.config.settings import Spool as SpoolSettings
 from appliance.receive import Receiver, health
+from appliance.receive.guard import IDLE, Guard, now_ns
 from appliance.receive.limits import Limits
 from appliance.spool.layout import Spool
 from appliance.telemetry import notify
@@ -125,3 +126,33 @@ def test_a_tick_that_hangs_on_the_disk_keeps_nothing_from_being_told(box, monkey
         wait_until(lambda: health.read(receiver._run_dir).out_of_intake == "the disk has not answered", 20, "what is told")
     finally:
         over.set()
+
+
+@pytest.mark.requirement("Watchdog chain: a dead thread gates the ping")
+@pytest.mark.parametrize("dead", ["intake", "asker"])
+def test_a_thread_of_a_worker_that_has_died_gates_it(box, dead: str) -> None:
+    """Without them every image is refused for ever, while all that can be seen from outside goes round."""
+    receiver, pings, _ = box
+    wait_until(lambda: pings() > 0, 20, "a ping")
+    if dead == "intake":
+        receiver._worker.intake.error = ZeroDivisionError("a fault of the program ended the maintenance thread")
+    else:
+        receiver._worker.door._asker.stop()
+    wait_until(lambda: fed(pings) == 0, 20, "silence")
+
+
+def test_an_association_that_has_just_been_told_to_go_keeps_no_ping_back() -> None:
+    """An idle one is overdue after an hour without a move: that hour is none in which it stood still."""
+    class Idle:
+        phase, idle_seconds, deadline, moves = IDLE, 0.0, 0, 0
+
+        def overdue(self, phase: int) -> None: ...
+
+        def cut(self) -> None: ...
+
+    guard, member = Guard(Limits()), Idle()
+    guard.watch(member)
+    guard._marks[member].since -= 7200 * 10**9
+    guard._beat = now_ns()
+    guard.look(now_ns())
+    assert guard._marks[member].called and guard.moving()
