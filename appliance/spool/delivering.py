@@ -215,6 +215,21 @@ def _delivery(t: Transaction, own: tuple[Any, ...], others: list[tuple[Any, ...]
     return DeliveryState.WAITING, None, ""
 
 
+def overtaken(t: Transaction, number: int, destination: str) -> bool:
+    """Whether that destination was given other content of the same UID that arrived later, or will be without a person."""
+    own = t.row("SELECT uid, digest, boot, since_boot FROM objects WHERE number = ?", (number,))
+    if own is None:
+        return False
+    later = t.rows("SELECT number, state FROM objects WHERE uid = ? AND digest <> ? AND (boot, since_boot) > (?, ?)"
+                   " ORDER BY seq DESC LIMIT ?", (*own, SAME_UID_LOOKED_AT))
+    for other, state in later:
+        delivery = _row(t, other, destination)
+        if delivery is not None and not (delivery[0] == "covered" and state == "discarded") \
+                and _goes_there(t, delivery[0], delivery[1], delivery[2], destination):
+            return True
+    return False
+
+
 def _row(t: Transaction, number: int, destination: str) -> tuple[Any, ...] | None:
     return t.row("SELECT state, reason, twin FROM deliveries WHERE number = ? AND destination = ?", (number, destination))
 

@@ -9,6 +9,7 @@ from functools import partial
 from appliance.errors import UsageError
 from appliance.policy import canary
 from appliance.spool.core import LedgerCore, Transaction, checked_ids
+from appliance.spool.delivering import overtaken
 from appliance.spool.derived import UNSENT
 
 MOVED_AT_ONCE = 1024
@@ -47,6 +48,7 @@ class PersonVerbs(LedgerCore):
         `what` is a destination's id: everything not sent there goes to `to` (or, without
         `to`, what is parked or held there is tried again); or numbers: their deliveries
         (at destination `source`, or all) wait again whatever became of them, or go to `to`.
+        Of a whole queue, what the destination was given later content of is left alone: it must be asked for by number.
         A canary never goes elsewhere. `states` leaves out deliveries in any other. A queue is moved in several transactions,
         so that nobody waits for his turn until he gives up.
         """
@@ -57,6 +59,8 @@ class PersonVerbs(LedgerCore):
             pairs = [(number, *found) for number in numbers for found in _deliveries(t, number, where)]
             for number, destination, state in pairs:
                 if to is not None and to != destination and _is_canary(t, number):
+                    continue
+                if isinstance(what, str) and overtaken(t, number, to or destination):
                     continue
                 if (states is None or state in states) and _may_be_sent(t, number) and _deliveries(t, number, destination):
                     t.append("requeued", number, destination, to=to or destination, by=by)

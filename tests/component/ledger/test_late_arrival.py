@@ -8,7 +8,8 @@ import pytest
 
 from appliance.clock import ManualClock
 from appliance.config.settings import Destination
-from appliance.model import Custody
+from appliance.model import Custody, Fault, Outcome
+from appliance.spool.rows import Parking
 from tests.support.ledgers import Bench, custody
 
 pytestmark = pytest.mark.requirement("I7")
@@ -115,4 +116,22 @@ def test_a_twin_that_was_given_up_holds_nothing_back(tmp_path: Path) -> None:
     assert bench.delivery(record.number) == "held", "it waits for what came before it"
     bench.send(first)
     assert bench.queue() == [record.number]
+    bench.ledger.close()
+
+
+def test_a_queue_that_is_tried_again_does_not_send_what_was_overtaken(tmp_path: Path) -> None:
+    """Parked, then overtaken by other content of its UID: `requeue --destination` goes on without it, its number sends it."""
+    bench = Bench(tmp_path)
+    first, other = bench.take("1.2", "x", PACS), bench.take("1.3", "x", PACS)
+    bench.ledger.claim("pacs", [first, other])
+    bench.ledger.outcomes("pacs", [Outcome(n, Fault.OBJECT, text="refused") for n in (first, other)],
+                          {first: Parking("five tries"), other: Parking("five tries")})
+    bench.clock.advance(1)  # type: ignore[attr-defined]
+    later = bench.take("1.2", "corrected", PACS)
+    bench.send(later)
+    assert bench.ledger.requeue("pacs", "anna") == 1
+    assert bench.queue() == [other] and bench.delivery(first) == "parked"
+    assert bench.ledger.requeue([first], "anna") == 1
+    assert bench.queue() == [other, first]
+    bench.check()
     bench.ledger.close()
