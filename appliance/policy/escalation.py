@@ -143,4 +143,4 @@ def decide(facts: Facts) -> Decision:
         return Decision(last, fault, "nothing can be kept off the suspect disk, so a reboot could not be the last one")
     if facts.spent.get(fault, UNSPENT).reboots >= REBOOTS:
         return Decision(last, fault, "a reboot has not helped")
-    return Decision(Step.REBOOT, fault, "restarts have not helped")
+    return Decision(Step.REBOOT, fault, "the disk fails" if bad_disk else "restarts have not helped")

@@ -121,7 +121,7 @@ def escalate(unit: str, places: Places, machine: Machine, kept: Budget, disk: tu
 def _do(decision: Decision, unit: str, text: str, places: Places, machine: Machine) -> None:
     if decision.step in (Step.REBOOT, Step.ROLL_BACK):
         try:
-            boots.reboots(f"{decision.fault}: {text}", places.state)
+            boots.reboots(text if decision.fault == unit else f"{decision.fault}, met by {text}", places.state)
         except OSError as error:
             log.error("why we reboot cannot be written down", why=str(error))
         machine.control("--no-block", "reboot")
@@ -172,7 +172,9 @@ def _over(run: Path) -> None:
 
 
 def tell(run: Path, fault: str, why: str) -> None:
-    """Why degraded mode begins. OSError is swallowed: it begins all the same."""
+    """Why degraded mode begins; what else fails for it later on is no news. OSError is swallowed: it begins all the same."""
+    if told(run)[0]:
+        return
     try:
         beside = run / f".{NOTE}.new"
         beside.write_text(json.dumps({"fault": fault, "why": why}) + "\n")
