@@ -15,8 +15,8 @@ from gateway import BOOT_SECONDS, GatewayStrategy, Status
 from machine import FIRST, GIB, blank, environment, more, new_box, stick_of, tpm
 
 MIB = 1 << 20
-PLAIN = [b"Test^Vm", b"[[destination]]"]
-"""What would lie on a disk that is not encrypted: a patient's name, and a line of the configuration."""
+PLAIN = [b"Test^Vm", b'address = "10.99.2.10"']
+"""What would lie on a disk that is not encrypted: a patient's name, and a line of this site's configuration."""
 
 
 def said(box: GatewayStrategy) -> dict[str, Any]:
