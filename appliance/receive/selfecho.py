@@ -46,6 +46,12 @@ def is_own(request: AssociateRequest, token: str) -> bool:
     return sidedoor.opens(request, token) and all(context.abstract == uids.VERIFICATION for context in request.contexts)
 
 
+def is_left_over(request: AssociateRequest, address: str) -> bool:
+    """Whether it is the call of a receiver before this one, which has waited at the port since: nobody who knocked."""
+    identity = request.user_identity
+    return address in ("127.0.0.1", "::1") and identity is not None and identity.primary == sidedoor.USER
+
+
 class SelfEcho:
     """`ports` gives those that are open. `answered` may be asked from any thread."""
 

@@ -20,6 +20,7 @@ from appliance.net import kick
 from appliance.net.secure import Identity
 from appliance.net.tls import Contexts
 from appliance.net.tlserrors import TlsError
+from appliance.policy.admission import CALLING_NOT_RECOGNISED
 from appliance.receive import selfecho
 from appliance.receive.association import Association
 from appliance.receive.door import Answer, Door
@@ -193,6 +194,8 @@ class Worker:
         """See `association.Host`."""
         if self._token and selfecho.is_own(request, self._token):
             return Answer(None, "", idle_seconds=10.0, own=True)
+        if self._token and selfecho.is_left_over(request, arrival.address):
+            return Answer(CALLING_NOT_RECOGNISED, "the call of an earlier receiver to itself", own=True)
         return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
 
     def max_pdu(self, listener: str) -> int:

@@ -51,9 +51,11 @@ def test_without_an_answer_there_is_no_progress(box: Box) -> None:
         echo.stop()
 
 
-def test_a_wrong_token_and_storage_come_in_as_anybody_does(box: Box) -> None:
+def test_the_call_of_an_earlier_receiver_is_rejected_and_leaves_no_trace(box: Box) -> None:
     stranger = SelfEcho(box.receiver._own_ports, selfecho.new_token())
     assert stranger.once() == "", "a rejection is an answer, too"
+    if box.receiver._worker is not None:
+        assert not box.receiver._worker.door._seen, "one of a receiver before this one, which nobody has to look at"
 
 
 def test_where_no_watchdog_is_set_nobody_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
