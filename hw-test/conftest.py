@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from collector import Collector
 from gateway import GatewayStrategy
+from pki import Authority
 
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
@@ -39,6 +41,36 @@ address = "10.99.2.10"
 port = 11113
 called = "PACS"
 calling = "DCMGATE"
+
+# Over TLS, with the certificate from the stick.
+[[listener]]
+id = "secure"
+ports = [2762]
+titles = ["DCMGATE"]
+tls = "bcp195"
+certificate = "box"
+
+[[tunnel]]
+id = "archive"
+listen = "10.99.1.2:11120"
+connect = "10.99.2.10:2763"
+certificate = "box"
+check = "echo"
+called = "PACS"
+
+[[certificate]]
+id = "box"
+names = ["gate1", "10.99.1.2"]
+key_type = "rsa-3072"
+crl_fetch = false
+
+[time]
+servers = ["10.99.2.10"]
+nts_servers = []
+
+[log]
+forward = "https://10.99.3.10:19532"
+certificate = "box"
 """
 
 NETWORK = """\
@@ -50,6 +82,7 @@ Group={side}
 
 [Network]
 Address=10.99.{side}.2/24
+Address=fd00:99:{side}::2/64
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 """
@@ -105,8 +138,14 @@ def machine_files() -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", FOLDER / "key"], check=True)
     stick = FOLDER / "stick"
     shutil.rmtree(stick, ignore_errors=True)
-    for folder in ("network", "persons"):
+    for folder in ("network", "persons", "certificates/box"):
         (stick / folder).mkdir(parents=True)
+    authority = Authority(FOLDER / "pki")
+    box = authority.issue("gate1", "DNS:gate1", "IP:10.99.1.2")
+    for name in ("scanner", "pacs", "logs"):
+        authority.issue(name, "IP:10.99.1.10", "IP:10.99.2.10", "IP:10.99.3.10")
+    for path, name in (*zip(box, ("key.pem", "chain.pem"), strict=True), (authority.trust, "trust.pem")):
+        shutil.copyfile(path, stick / "certificates" / "box" / name)
     (stick / "dcmgate.toml").write_text(CONFIGURATION)
     (stick / "hostname").write_text("gate1\n")
     for side in (1, 2, 3):
@@ -118,7 +157,14 @@ def machine_files() -> None:
 
 
 @pytest.fixture(scope="session")
-def box(target: Any, machine_files: None) -> Iterator[GatewayStrategy]:
+def collector(machine_files: None) -> Collector:
+    """Takes the journal of the box from its first moment."""
+    pki = FOLDER / "pki"
+    return Collector(("10.99.3.10", 19532), pki / "logs.key", pki / "logs.pem", pki / "ca.pem")
+
+
+@pytest.fixture(scope="session")
+def box(target: Any, machine_files: None, collector: Collector) -> Iterator[GatewayStrategy]:
     strategy: GatewayStrategy = target.get_driver("GatewayStrategy")
     strategy.stick_image = FOLDER / "stick.img"
     yield strategy

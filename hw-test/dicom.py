@@ -16,8 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 PACS = ("10.99.2.10", 11113)
 
 
-def study(folder: Path, count: int, rows: int = 512) -> list[Path]:
-    """A study of CT images; each a file of its own content."""
+def study(folder: Path, count: int, rows: int = 512, **values: str) -> list[Path]:
+    """A study of CT images; each a file of its own content. `values`: attributes by keyword, e.g. PatientName."""
     folder.mkdir(parents=True, exist_ok=True)
     study_uid, series_uid = generate_uid(), generate_uid()
     paths = []
@@ -26,6 +26,8 @@ def study(folder: Path, count: int, rows: int = 512) -> list[Path]:
         data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
         data.StudyInstanceUID, data.SeriesInstanceUID = study_uid, series_uid
         data.PatientID, data.PatientName, data.Modality = "VM1", "Test^Vm", "CT"
+        for keyword, value in values.items():
+            setattr(data, keyword, value)
         data.InstanceNumber, data.Rows, data.Columns = number, rows, rows
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -44,9 +46,9 @@ def content(path: Path) -> tuple[str, bytes]:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID), raw[end:]
 
 
-def send(paths: list[Path], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def send(paths: list[Path], seconds: float = 120, called: str = "DCMGATE") -> subprocess.CompletedProcess[str]:
     """Send as CT1; every image has to be acknowledged for status 0."""
-    command = ["storescu", "-aet", "CT1", "-aec", "DCMGATE", "-to", "30", SCANNER_SIDE, str(PORT), *map(str, paths)]
+    command = ["storescu", "-aet", "CT1", "-aec", called, "-to", "30", SCANNER_SIDE, str(PORT), *map(str, paths)]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
 

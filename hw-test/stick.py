@@ -24,6 +24,14 @@ class StickProtocol(abc.ABC):
     def pull(self) -> None:
         """Take it out."""
 
+    @abc.abstractmethod
+    def plug_keyboard(self) -> None:
+        """Have a keyboard in the same port: nothing that a gateway should take."""
+
+    @abc.abstractmethod
+    def pull_keyboard(self) -> None:
+        """Take it out."""
+
 
 @target_factory.reg_driver
 @attr.s(eq=False)
@@ -42,3 +50,11 @@ class VirtualStick(Driver, StickProtocol):
     @Driver.check_active
     def pull(self) -> None:
         self.power.monitor_command("device_del", {"id": "stick"})
+
+    @Driver.check_active
+    def plug_keyboard(self) -> None:
+        self.power.monitor_command("device_add", {"driver": "usb-kbd", "id": "keyboard", "bus": "usb.0"})
+
+    @Driver.check_active
+    def pull_keyboard(self) -> None:
+        self.power.monitor_command("device_del", {"id": "keyboard"})

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from gateway import GatewayStrategy, echo
 
 UNITS = ("receiver", "forwarder", "keeper")
@@ -44,20 +41,6 @@ def test_each_unit_of_ours_is_sandboxed(serving: GatewayStrategy, figures: dict[
     figures["exposure, worst unit"] = max(worst.values())
     figures["exposure"] = worst
     assert max(worst.values()) <= 2.0
-
-
-@pytest.mark.parametrize(("side", "address", "expected"), [
-    ("scanners", "10.99.1.2", {104, 11112}), ("uplink", "10.99.2.2", set()), ("management", "10.99.3.2", {22})])
-def test_no_port_is_open_but_those_of_this_side(serving: GatewayStrategy, side: str, address: str, expected: set[int]) -> None:
-    def is_open(port: int) -> bool:
-        with socket.socket() as one:
-            one.settimeout(5)
-            return one.connect_ex((address, port)) == 0
-
-    ports = [*range(1, 1025), 2375, 2762, 5355, 8000, 8080, 8443, 9100, *range(11100, 11125)]
-    with ThreadPoolExecutor(128) as pool:
-        found = {port for port, yes in zip(ports, pool.map(is_open, ports), strict=True) if yes}
-    assert found == expected, side
 
 
 def test_nobody_is_root_and_nobody_has_a_password(serving: GatewayStrategy) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.cli.text import plural
+
+if TYPE_CHECKING:
+    from appliance.config.settings import Config
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -23,10 +26,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     two.set_defaults(run=show)
     three = verbs.add_parser("example", help="a whole file with a sentence for each setting", parents=[common])
     three.set_defaults(run=example)
-    five = verbs.add_parser("ports", help="the ports for scanners, as the system image wants them", parents=[common])
-    five.add_argument("--sockets", metavar="FILE", default="", help="write a drop-in of dcmgate-receiver.socket")
-    five.add_argument("--firewall", metavar="FILE", default="", help="write commands for nft -f")
+    five = verbs.add_parser("ports", help="the ports for scanners", parents=[common])
     five.set_defaults(run=ports)
+    six = verbs.add_parser("system", help="what the system image takes of it: ports, firewall, tunnels, time, log",
+                           parents=[common])
+    six.add_argument("folder", metavar="FOLDER", help="where the files are written")
+    six.set_defaults(run=system)
     four = commands.add_parser("reload", help="put the configuration file in force", parents=[common])
     four.set_defaults(run=reload)
 
@@ -62,23 +67,36 @@ def show(site: Site, arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-def ports(site: Site, arguments: argparse.Namespace) -> int:
-    """Of the configuration in force; of the file where no spool says what that is."""
+def _in_force(site: Site) -> Config:
+    """The configuration in force; the file where no spool says what that is."""
     from appliance.config import load
-    from appliance.config.system import firewall, scanner_ports, sockets
     from appliance.errors import LedgerError, SpoolError
     from appliance.manage.generations import tag_problem
     try:
-        config = site.opened().config
+        return site.opened().config
     except (SpoolError, LedgerError):
-        config = load.load(site.config_path, tag_problem=tag_problem)
-    found = scanner_ports(config)
+        return load.load(site.config_path, tag_problem=tag_problem)
+
+
+def ports(site: Site, arguments: argparse.Namespace) -> int:
+    from appliance.config.system import scanner_ports
+    found = scanner_ports(_in_force(site))
     site.emit([{"address": address, "port": port} for address, port in found])
-    for path, text in ((arguments.sockets, sockets(config)), (arguments.firewall, firewall(config))):
-        if path:
-            Path(path).write_text(text)
     for address, port in found:
         site.say(f"{address}:{port}")
+    return exits.OK
+
+
+def system(site: Site, arguments: argparse.Namespace) -> int:
+    """A file that says nothing is empty."""
+    from appliance.config import system as made
+    config, folder = _in_force(site), Path(arguments.folder)
+    texts = {"ports": made.sockets(config), "firewall.nft": made.firewall(config), "tunnels": made.tunnels(config),
+             "dcmgate.sources": made.time_sources(config), "journal-upload.conf": made.log_forwarding(config)}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    site.emit({"files": [str(folder / name) for name in texts]})
+    site.say("\n".join(str(folder / name) for name in texts))
     return exits.OK
 
 

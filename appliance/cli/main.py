@@ -24,6 +24,7 @@ from appliance.cli import (
     exits,
     install_command,
     listing,
+    observe_command,
     peer_commands,
     person_commands,
     proxy_commands,
@@ -46,7 +47,7 @@ Run = Callable[[Site, argparse.Namespace], int]
 
 FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
             send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, install_command,
-            archive_commands, stage_commands, tunnel_command, update_command, watchdog_commands)
+            archive_commands, stage_commands, tunnel_command, update_command, watchdog_commands, observe_command)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -17,6 +17,7 @@ from appliance.config.hosts import host_port, is_host
 from appliance.config.lines import Path
 from appliance.config.secure import check_certificates, check_tls, remarks_on_tls
 from appliance.config.settings import SYSTEM_TRUST, Config, Destination
+from appliance.config.site import check_site
 
 TagProblem = Callable[[str], str]
 """Judges the name of a tag in a rule: "" where there is such a tag, else a mend."""
@@ -68,6 +69,7 @@ def check_config(config: Config, findings: Findings, tag_problem: TagProblem) ->
     _spool(findings, config)
     _alarms(findings, config)
     _update(findings, config)
+    check_site(findings, config)
 
 
 def remarks(config: Config) -> list[str]:

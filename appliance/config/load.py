@@ -29,9 +29,12 @@ from appliance.config.settings import (
     Destination,
     Limits,
     Listener,
+    Logging,
+    Network,
     Peer,
     Rule,
     Spool,
+    Time,
     Tunnel,
     Update,
 )
@@ -54,8 +57,8 @@ class Entry(Protocol):
 
 LISTS: dict[str, type[Listener | Peer | Destination | Rule | Tunnel | Certificate]] = {
     c.table: c for c in (Listener, Peer, Destination, Rule, Tunnel, Certificate)}
-SINGLES: dict[str, type[Spool | Alarms | Control | Limits | Update]] = {
-    c.table: c for c in (Spool, Alarms, Control, Limits, Update)}
+SINGLES: dict[str, type[Spool | Alarms | Control | Limits | Update | Network | Time | Logging]] = {
+    c.table: c for c in (Spool, Alarms, Control, Limits, Update, Network, Time, Logging)}
 _ATTRIBUTE = {table: f"{table}s" for table in LISTS}
 _EXAMPLE = "`dcmgate config example` shows a whole file"
 

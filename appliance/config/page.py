@@ -18,14 +18,18 @@ from appliance.config.settings import (
     Destination,
     Limits,
     Listener,
+    Logging,
+    Network,
     Peer,
     Rule,
     Spool,
+    Time,
     Tunnel,
     Update,
 )
 
-KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Tunnel, Certificate, Spool, Alarms, Control, Limits, Update)
+KINDS: tuple[type[Any], ...] = (Listener, Peer, Destination, Rule, Tunnel, Certificate, Spool, Alarms, Control, Limits,
+                                Update, Network, Time, Logging)
 """In the order of an image's way."""
 
 _SEVERAL = (Listener, Peer, Destination, Rule, Tunnel, Certificate)
@@ -55,6 +59,9 @@ _HEADINGS = {
     "control": "How the commands reach the running gateway.",
     "limits": "Bounds of the whole box.",
     "update": "Where new versions of the system come from, and when the box may take them.",
+    "network": "Which side is where, for the firewall of the system image. Without the image it says nothing.",
+    "time": "Where the system image has the time from. Without the image it says nothing.",
+    "log": "Where the system image sends its journal. Without the image it says nothing.",
 }
 
 _INTRODUCTION = """\
@@ -120,7 +127,8 @@ def render(config: Config) -> str:
     """A whole configuration as TOML, every setting said: `parse` makes the same one of it."""
     entries: tuple[Any, ...] = (*config.listeners, *config.peers, *config.destinations, *config.rules, *config.tunnels,
                                 *config.certificates)
-    singles: tuple[Any, ...] = (config.spool, config.alarm, config.control, config.limits)
+    singles: tuple[Any, ...] = (config.spool, config.alarm, config.control, config.limits, config.update, config.network,
+                                config.time, config.log)
     return "\n".join([*(f"[[{entry.table}]]\n{_settings(entry)}" for entry in entries),
                       *(f"[{single.table}]\n{_settings(single)}" for single in singles)])
 

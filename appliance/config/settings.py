@@ -258,6 +258,40 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """`[network]`: which side is where, for the firewall of the system image, and what of ours a person can look at there."""
+
+    table: ClassVar[str] = "network"
+    scanners: tuple[str, ...] = setting((), "Subnets from which scanners call; empty: any on the interfaces of that side.")
+    uplink: tuple[str, ...] = setting((), "Subnets that may call tunnels of side `server`; empty: any on those interfaces.")
+    management: tuple[str, ...] = setting((), "Subnets from which the box is administered; empty: any on those interfaces.")
+    page_port: int = setting(80, "Port on the scanners' side of the page that says green, yellow or red; 0: none.", low=0,
+                             high=65535)
+    metrics_port: int = setting(9464, "Port on the management side of the figures for Prometheus; 0: none.", low=0, high=65535)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """`[time]`: where the box has the time from. The scanners' side may ask it for the time in any case."""
+
+    table: ClassVar[str] = "time"
+    servers: tuple[str, ...] = setting(("2.debian.pool.ntp.org",), "Time servers (NTP).")
+    nts_servers: tuple[str, ...] = setting(("time.cloudflare.com", "nts.netnod.se", "ptbtime1.ptb.de"),
+                                           "Time servers that prove who they are (NTS, RFC 8915).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    """`[log]`: where the system image sends its journal, over TLS; it is kept here in any case."""
+
+    table: ClassVar[str] = "log"
+    forward: str = setting("", "Collector that speaks systemd-journal-remote's protocol, https://host:port; empty: none.")
+    certificate: str = setting("", "The [[certificate]] that we show there.")
+    trust: str = setting("", "The [[certificate]] whose trust anchors the collector's must come from; empty: `certificate`; "
+                         "\"system\": the authorities that the system trusts.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One whole, checked configuration. Cross references are valid: see `load.py`."""
 
@@ -272,6 +306,9 @@ class Config:
     control: Control = field(default_factory=Control)
     limits: Limits = field(default_factory=Limits)
     update: Update = field(default_factory=Update)
+    network: Network = field(default_factory=Network)
+    time: Time = field(default_factory=Time)
+    log: Logging = field(default_factory=Logging)
     generation: int = 0
 
     def destination(self, id: str) -> Destination | None:

@@ -7,7 +7,11 @@ within ten seconds.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from appliance.clock import Clock
 from appliance.config.settings import Config
@@ -15,13 +19,25 @@ from appliance.model import Alarm
 from appliance.net.certstore import Store
 from appliance.policy.certificates import Check, Held, examine
 
+NAME = "certificates.json"
+
+
+def ends(run: Path) -> dict[str, int]:
+    """When the certificate of each id ends (wall ns), as the keeper found it last; for those who may not see the store."""
+    try:
+        return {str(id): int(end) for id, end in json.loads((run / NAME).read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
 
 class Certificates:
-    """One for each keeper."""
+    """One for each keeper. `run`: where the ends of the certificates are published."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, run: Path) -> None:
         self._clock = clock
+        self._run = run
         self._held: dict[str, tuple[int, Held]] = {}
+        self._published: dict[str, int] = {}
 
     def alarms(self, config: Config) -> Iterator[Alarm]:
         """What is wrong with what the configuration names. That the clock is wrong is an alarm of its own already."""
@@ -38,3 +54,14 @@ class Certificates:
             for finding in examine(known[1], wants, now, trusted):
                 if finding.check is not Check.TIME_NOT_TRUSTED:
                     yield Alarm(f"certificate-{finding.check}:{id}", finding.severity, finding.text, finding.mend)
+        self._publish({id: known.chain[0].not_after for id, (_, known) in self._held.items() if known.chain})
+
+    def _publish(self, found: dict[str, int]) -> None:
+        """OSError is swallowed: nothing waits for this."""
+        if found == self._published:
+            return
+        with suppress(OSError):
+            beside = self._run / f".{NAME}.{os.getpid()}"
+            beside.write_text(json.dumps(found) + "\n")
+            beside.rename(self._run / NAME)
+            self._published = found

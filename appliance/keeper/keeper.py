@@ -111,7 +111,7 @@ class Keeper:
         self.scrubber = Scrubber(spool, self.ledger, clock, random or Random())
         self._witness = Witness(Path(config().spool.state), spool.uuid)
         self._witness_agrees = True
-        self._certificates = Certificates(clock)
+        self._certificates = Certificates(clock, self._run)
         self._renewals = Renewals(config, clock, random or Random())
         self.tunnels = Watch(config, clock, self._run)
         self._updates = Records()

@@ -16,6 +16,7 @@ import sys
 from contextlib import suppress
 
 from appliance.model import escape
+from appliance.telemetry import messages
 
 ROOT = "dcmgate"
 JOURNAL = "/run/systemd/journal/socket"
@@ -152,6 +153,8 @@ def _journal_handler() -> logging.Handler | None:
 
         def write(self, record: logging.LogRecord) -> None:
             fields = {f"DCMGATE_{key.upper()}": _text(value) for key, value in getattr(record, "fields", {}).items()}
+            if message := messages.find(record.getMessage()):
+                fields["MESSAGE_ID"] = message.id
             level = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}.get(record.levelno, 3)
             journal.send(self.format(record), PRIORITY=level, SYSLOG_IDENTIFIER=ROOT, **fields)
 

@@ -1,0 +1,43 @@
+"""The system below: the kernel's settings, what a USB port takes, nothing left of a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway import GatewayStrategy
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ROOT / "rootfs/usr/lib/sysctl.d/60-dcmgate.conf"
+
+
+def test_the_kernel_runs_by_the_settings_of_the_image(serving: GatewayStrategy) -> None:
+    """Each line of our sysctl file, as it is now."""
+    wanted = {}
+    for line in SETTINGS.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            wanted[name.strip()] = value.strip()
+    names = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in wanted)
+    lines = serving.run(f"for f in {names}; do echo \"$f $(cat $f 2>&1)\"; done").splitlines()
+    found = {line.split()[0].removeprefix("/proc/sys/").replace("/", "."): line.partition(" ")[2] for line in lines}
+    unread = {name for name, value in found.items() if "Permission denied" in value}
+    assert unread <= {"net.core.bpf_jit_harden"}         # which root alone may read
+    assert {name: found[name] for name in wanted if name not in unread and found[name] != wanted[name]} == {}
+
+
+def test_the_kernel_s_own_locks(serving: GatewayStrategy) -> None:
+    command_line = serving.run("cat /proc/cmdline")
+    for word in ("lockdown=integrity", "module.sig_enforce=1", "debugfs=off", "init_on_alloc=1", "slab_nomerge"):
+        assert word in command_line.split()
+    assert "[integrity]" in serving.run("cat /sys/kernel/security/lockdown")
+    assert serving.run("cat /sys/module/module/parameters/sig_enforce") == "Y"
+
+
+def test_a_crash_leaves_no_memory_behind(serving: GatewayStrategy) -> None:
+    assert serving.run("ulimit -H -c") == "0"
+    assert serving.run("cat /proc/sys/kernel/core_pattern") == "|/bin/false"
+
+
+def test_time_comes_from_the_configured_servers(serving: GatewayStrategy) -> None:
+    assert serving.run("cat /run/dcmgate-system/dcmgate.sources") == "server 10.99.2.10 iburst"
+    assert serving.run("systemctl is-active chrony.service") == "active"
