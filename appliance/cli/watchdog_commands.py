@@ -59,7 +59,9 @@ def watch(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.clock import SystemClock
     from appliance.health.checks import spool as spool_check
     from appliance.telemetry import log
+    from appliance.telemetry.alarms import Notifier
     from appliance.telemetry.notify import expect, notify
+    from appliance.watchdog import escalate as escalation
     from appliance.watchdog.budget import within
     from appliance.watchdog.led import Light
     from appliance.watchdog.watch import Watch
@@ -79,19 +81,25 @@ def watch(site: Site, arguments: argparse.Namespace) -> int:
         return probe.look() if there else spool_check.absent()
 
     expect("watch")
-    one = Watch(arguments.folder, SystemClock(), look, Light(place.control.led).show)
+    notifier = Notifier()
+
+    def tell(why: str, begins: bool) -> None:
+        alarm = escalation.alarm(why)
+        notifier.notify(_file(site).alarm, [alarm] if begins else [], [] if begins else [alarm])
+
+    one = Watch(arguments.folder, SystemClock(), look, Light(place.control.led).show, lambda: escalation.told()[1], tell)
     one.start()
     notify(READY=1)
     over.wait()
     notify(STOPPING=1)
     one.stop()
+    notifier.stop()
     return exits.OK
 
 
 def degraded(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.receive.degraded import Degraded
     from appliance.telemetry import log
-    from appliance.telemetry.alarms import Notifier
     from appliance.telemetry.notify import expect, notify
     from appliance.watchdog import escalate as escalation
     log.set_up("info")
@@ -99,16 +107,12 @@ def degraded(site: Site, arguments: argparse.Namespace) -> int:
     config = _file(site)
     why = arguments.why or escalation.told()[1] or "somebody started it by hand"
     expect("degraded")
-    notifier = Notifier()
     one = Degraded(config, why)
     one.start()
-    alarm = escalation.alarm(why)
-    notifier.notify(config.alarm, [alarm], [])
     notify(READY=1, STATUS=f"degraded mode: {why}"[:200])
     over.wait()
     notify(STOPPING=1)
     one.stop()
-    notifier.stop()
     return exits.OK
 
 

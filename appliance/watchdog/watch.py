@@ -35,14 +35,18 @@ log = Log("watch")
 
 class Watch:
     """`start`, then `stop`, once. `probe`: the spool's (None: nothing to probe yet); `light` is told the worst state each
-    round."""
+    round. `degraded`: why there is degraded mode, empty while there is none; `tell` has it told when that begins or ends."""
 
     def __init__(self, folder: Path, system: Clock, probe: Callable[[], Verdict | None],
-                 light: Callable[[State, int], None] = lambda state, round: None) -> None:
+                 light: Callable[[State, int], None] = lambda state, round: None,
+                 degraded: Callable[[], str] = lambda: "", tell: Callable[[str, bool], None] = lambda why, on: None) -> None:
         self._folder = folder
         self._clock = system
         self._probe = probe
         self._light = light
+        self._degraded = degraded
+        self._tell = tell
+        self._why = ""
         self._stopping = threading.Event()
         self._due = {"spool": 0, "others": 0}
         self._verdicts: dict[str, Verdict] = {}
@@ -86,7 +90,19 @@ class Watch:
             self._probing.start()
         order = (State.UNKNOWN, State.GOOD, State.POOR, State.BAD)
         worst = max((each.state for each in self._verdicts.values()), key=order.index, default=State.UNKNOWN)
-        self._light(worst, self._rounds)
+        self._light(State.BAD if self._why else worst, self._rounds)
+        self._tell_of_degraded_mode()
+
+    def _tell_of_degraded_mode(self) -> None:
+        """Its own process may call nobody (firewall), and does not know when it is over."""
+        why, before = self._degraded(), self._why
+        if why == before:
+            return
+        self._why = why
+        if before:
+            self._tell(before, False)
+        if why:
+            self._tell(why, True)
 
     def _look_at_spool(self) -> None:
         try:

@@ -43,6 +43,13 @@ def test_three_failures_in_a_row_ask_for_escalation_once_and_a_good_one_in_betwe
     assert BAD in verdict.read(tmp_path)
 
 
+def test_degraded_mode_is_told_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    system, why, said = ManualClock(), ["", "a disk", "a disk", "", ""], []
+    watch = Watch(tmp_path, system, lambda: None, degraded=lambda: why.pop(0), tell=lambda text, on: said.append((text, on)))
+    rounds(watch, system, 5)
+    assert said == [("a disk", True), ("a disk", False)]
+
+
 def test_a_box_that_nobody_has_set_up_has_nothing_to_probe(tmp_path: Path) -> None:
     system = ManualClock()
     watch = Watch(tmp_path, system, lambda: None)
