@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from gateway import GatewayStrategy
@@ -36,6 +37,24 @@ def test_the_kernel_s_own_locks(serving: GatewayStrategy) -> None:
 def test_a_crash_leaves_no_memory_behind(serving: GatewayStrategy) -> None:
     assert serving.run("ulimit -H -c") == "0"
     assert serving.run("cat /proc/sys/kernel/core_pattern") == "|/bin/false"
+
+
+def test_a_usb_port_takes_no_keyboard(serving: GatewayStrategy) -> None:
+    """Its interface stays switched off; a stick, which has another class, works (it set this box up)."""
+    before = serving.run("grep -c . /proc/bus/input/devices || true")
+    serving.target.activate(serving.stick)
+    serving.stick.plug_keyboard()
+    try:
+        end, state = time.monotonic() + 60, ""
+        while not state and time.monotonic() < end:
+            state = serving.run("for d in /sys/bus/usb/devices/*:*; do [ \"$(cat $d/bInterfaceClass)\" = 03 ] && "
+                                "echo $(cat $d/authorized) $(readlink $d/driver); done; true")
+            time.sleep(1)
+        time.sleep(3)
+        assert state == "0"
+        assert serving.run("grep -c . /proc/bus/input/devices || true") == before
+    finally:
+        serving.stick.pull_keyboard()
 
 
 def test_time_comes_from_the_configured_servers(serving: GatewayStrategy) -> None:
