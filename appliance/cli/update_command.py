@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -129,22 +130,26 @@ def serve(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.update.records import Records
     from appliance.update.service import Service
     log.set_up("info")
-    Service(Records(), _config(site), SystemClock(), _unprivileged(site.config_path)).run()
+    Service(Records(), _config(site), SystemClock(), _unprivileged(site)).run()
     return exits.OK
 
 
-def _unprivileged(config_path: str) -> Any:
+def _unprivileged(site: Site) -> Any:
     """Fetching in a process of another user: what comes from a server or a stick is never read by root before it is checked."""
     def fetched(source: str, box: Installed, tell: Tell, *, again: bool, only_look: bool) -> Release:
         from appliance.policy.update import Refused, Release
         from appliance.update.fetch import Broken
+        from appliance.update.lend import lend
+        from appliance.update.places import Places
         from appliance.update.service import STICK
+        user = pwd.getpwnam("dcmgate-update")
+        lend(Places(), _config(site), user.pw_uid, user.pw_gid)
         if source == STICK:      # seen by this unit alone, until it ends
             subprocess.run([MOUNT_STICK], check=False, timeout=60)
-        command = [sys.executable, "-I", "-m", "appliance.cli.main", "--config", config_path, "update", "fetch"]
+        command = [sys.executable, "-I", "-m", "appliance.cli.main", "--config", site.config_path, "update", "fetch"]
         asked = {"source": source, "box": {**asdict(box), "failed": sorted(box.failed)}, "again": again, "only_look": only_look}
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user="dcmgate-update",
-                              group="dcmgate-update", extra_groups=["dcmgate", "dcmgate-keys"], umask=0o022) as child:
+                              group="dcmgate-update", extra_groups=["dcmgate"], umask=0o022) as child:
             assert child.stdin is not None and child.stdout is not None
             child.stdin.write(json.dumps(asked) + "\n")
             child.stdin.close()
@@ -181,7 +186,7 @@ def fetch(site: Site, arguments: argparse.Namespace) -> int:
             url = "/".join(filter(None, (config.update.url.rstrip("/"), config.update.channel)))
             if not url:
                 raise Refused("the configuration names no server for updates ([update] url)")
-        source = Folder(places.stick) if url == STICK else Web(url, config)
+        source = Folder(places.stick) if url == STICK else Web(url, config, places.lent)
         if asked["only_look"]:
             found = look(source, places, box, again=asked["again"])
         else:

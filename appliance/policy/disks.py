@@ -148,7 +148,7 @@ def startable(members: Sequence[Member], current: Collection[str]) -> tuple[Memb
 
 def theft_covered(found: Boot) -> bool:
     """Whether who takes box or disk away cannot read it: a TPM holds the key, and Secure Boot (PCR 7) is part of the seal."""
-    return found.var == "luks2" and found.opened is not Opened.KEY_SLOT and {7, 11} <= found.sealed
+    return found.var == "luks2" and found.opened is not Opened.KEY_SLOT and {7, 11, 12} <= found.sealed
 
 
 def encryption_line(found: Boot) -> str:

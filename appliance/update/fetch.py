@@ -66,13 +66,13 @@ class Folder:
 
 
 class Web:
-    """A folder on a web server that serves parts of files."""
+    """A folder on a web server that serves parts of files. `state`: where trust and the proxy's password lie."""
 
-    def __init__(self, url: str, config: Config) -> None:
+    def __init__(self, url: str, config: Config, state: str | Path) -> None:
         self._url = url.rstrip("/") + "/"
-        update, store = config.update, Store(config.spool.state)
+        update, store = config.update, Store(state)
         trust = None if update.trust in ("", SYSTEM_TRUST) else store.material(update.trust)
-        self._proxy = Proxy(update.proxy, config.spool.state) if update.proxy else None
+        self._proxy = Proxy(update.proxy, state) if update.proxy else None
         try:
             self._context = client_context(PROFILES["bcp195"], None, trust) if url.startswith("https:") else None
         except TlsError as e:

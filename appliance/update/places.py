@@ -21,13 +21,15 @@ SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.gpg"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`state` is kept, `run` is not. `requests` is where a person leaves what is wanted; whose file it is, is who asks.
+    """`state` is kept, `run` is not; `lent`: see lend.py. `requests` is where a person leaves what is wanted; whose file it is, is
+    who asks.
     `keyring` has the keys that may sign a release, and lies in the verified root."""
 
     state: Path = Path("/var/lib/dcmgate-update")
     run: Path = Path("/run/dcmgate-update")
     requests: Path = Path("/run/dcmgate-update/requests")
     stick: Path = Path("/run/dcmgate-update/stick")
+    lent: Path = Path("/run/dcmgate-update/lent")
     keyring: Path = Path("/usr/lib/systemd/import-pubring.gpg")
     certificate: Path = Path("/usr/lib/dcmgate/secure-boot.crt")
     os_release: Path = Path("/usr/lib/os-release")
@@ -67,7 +69,6 @@ class Places:
     def entries(self) -> tuple[Entry, ...]:
         folder = self.menu()
         return entries_of(os.listdir(folder)) if folder is not None else ()
-
 
     def counted(self) -> str:
         """The version whose try systemd-boot has counted on this boot; empty where none was."""

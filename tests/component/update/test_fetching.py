@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config.settings import Config, Spool, Update
+from appliance.config.settings import Config, Update
 from appliance.policy.update import Installed, Refused
 from appliance.update import fetch as fetching
 from appliance.update.fetch import Broken, Folder, Web, fetch, look
@@ -84,7 +84,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def web(server: Server) -> Web:
-    return Web(f"http://127.0.0.1:{server.server_port}/v2", Config())
+    return Web(f"http://127.0.0.1:{server.server_port}/v2", Config(), "/nonexistent")
 
 
 def nothing(*_: object) -> None:
@@ -140,7 +140,7 @@ def test_over_tls_the_server_has_to_be_who_it_says(places: Places, server: Serve
     url = f"https://127.0.0.1:{server.server_port}/v2"
 
     def at(trust: str) -> Web:
-        return Web(url, Config(spool=Spool(state=str(tmp_path)), update=Update(trust=trust)))
+        return Web(url, Config(update=Update(trust=trust)), tmp_path)
 
     assert look(at("ours"), places, BOX).version == "0.2.0"
     for trust in ("theirs", "system"):

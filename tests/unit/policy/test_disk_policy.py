@@ -54,17 +54,17 @@ def test_a_disk_that_was_left_behind_is_never_started_alone() -> None:
 
 
 def test_what_the_initrd_says_is_read_and_rubbish_is_not_taken_for_more() -> None:
-    found = disks.boot("secure-boot=yes\nvar=luks2\nopened=tpm2\nsealed=11 7\n")
-    assert found == Boot("luks2", Opened.TPM, frozenset({7, 11}), True)
+    found = disks.boot("secure-boot=yes\nvar=luks2\nopened=tpm2\nsealed=11 7 12\n")
+    assert found == Boot("luks2", Opened.TPM, frozenset({7, 11, 12}), True)
     assert disks.boot("") == Boot()
     assert disks.boot("var=luks2\nopened=magic\nsealed=x\nno line\n") == Boot("luks2")
 
 
 @pytest.mark.parametrize(("found", "covered", "words"), [
-    (Boot("luks2", Opened.TPM, frozenset({7, 11}), True), True, "sealed to the TPM and to Secure Boot"),
+    (Boot("luks2", Opened.TPM, frozenset({7, 11, 12}), True), True, "sealed to the TPM and to Secure Boot"),
     (Boot("luks2", Opened.TPM, frozenset({11}), False), False, "Secure Boot was off"),
     (Boot("luks2", Opened.KEY_SLOT), False, "no TPM"),
-    (Boot("luks2", Opened.RECOVERY_KEY, frozenset({7, 11})), True, "recovery key"),
+    (Boot("luks2", Opened.RECOVERY_KEY, frozenset({7, 11, 12})), True, "recovery key"),
     (Boot("plain"), False, "not encrypted")])
 def test_theft_is_covered_by_tpm_and_secure_boot_and_otherwise_the_words_say_so(found: Boot, covered: bool, words: str) -> None:
     assert disks.theft_covered(found) is covered
@@ -87,7 +87,7 @@ def test_one_disk_is_not_redundant_and_a_mirror_is_while_both_work() -> None:
 
 def test_alarms_name_what_a_person_has_to_do() -> None:
     fine = SpoolDisks(True, True, False, (ONE,))
-    sealed = Boot("luks2", Opened.TPM, frozenset({7, 11}), True)
+    sealed = Boot("luks2", Opened.TPM, frozenset({7, 11, 12}), True)
     assert disks.alarms(sealed, fine, recovery_key_unseen=False) == []
     assert [a.key for a in disks.alarms(sealed, fine, recovery_key_unseen=True)] == ["recovery-key"]
     assert [a.key for a in disks.alarms(Boot("memory"), SpoolDisks(), recovery_key_unseen=False)] == ["disk-locked"]
