@@ -21,9 +21,8 @@ SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.gpg"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`state` is kept, `run` is not; `lent`: see lend.py. `requests` is where a person leaves what is wanted; whose file it is, is
-    who asks.
-    `keyring` has the keys that may sign a release, and lies in the verified root."""
+    """`state` is kept, `run` is not; `lent`: see lend.py. `requests` is where a person leaves what is wanted; whose file it is,
+    is who asks. `keyring` has the keys that may sign a release, and lies in the verified root."""
 
     state: Path = Path("/var/lib/dcmgate-update")
     run: Path = Path("/run/dcmgate-update")
