@@ -44,7 +44,7 @@ def test_the_disk_is_encrypted_and_opened_by_the_tpm(serving: GatewayStrategy, f
     assert found["encryption"].startswith("encrypted (LUKS2), sealed to the TPM")
     figures["disk"] = found["encryption"]
     for place in ("/var", "/var/spool/dcmgate"):
-        device = serving.run(f"findmnt -no SOURCE {place}")
+        device = serving.run(f"findmnt -fno SOURCE {place}")
         assert "crypt" in serving.run(f"lsblk -sno TYPE {device}").split()
     assert "not redundant" in serving.run("dcmgate status --once")
 
