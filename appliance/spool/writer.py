@@ -282,7 +282,8 @@ class SlotWriter:
         try:
             os.ftruncate(self._slot.fd, 0)
         except OSError as e:
-            self._host.fault(SpoolFault(f"cannot cut object {number_text(self.number)}: {e.strerror}"))
+            error = spool_error(e, f"cannot cut object {number_text(self.number)}")
+            self._host.fault(error if isinstance(error, SpoolFault) else SpoolFault(error.message))
             self._close()
             return
         self._close(reason)

@@ -247,3 +247,18 @@ def test_a_writer_under_way_is_waited_for(spool: Spool, monkeypatch: pytest.Monk
         begun.abandon("gone")
         wait_until(lambda: ledger.counts().accepted == 1)
         assert begun.number not in [row.number for row in ledger.unrouted()]
+
+
+@pytest.mark.requirement("I6")
+def test_a_slot_that_cannot_be_cut_tells_the_latch(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the simulation (seed 20262003): a peer goes away, and what it began cannot be cut: others must hear of it."""
+    before = other(spool).latch.mark()
+    with intake_of(spool) as intake:
+        begun = intake.take()
+        begun.write(bytes(2 << 20))
+        faulty = FaultyOs("ftruncate")
+        faulty.fail("ftruncate", errno.EIO)
+        monkeypatch.setattr(writer, "os", faulty)
+        begun.abandon("peer went away")
+        assert "Input/output" in intake.out_of_intake
+    assert "cannot cut object" in other(spool).latch.since(before)

@@ -45,10 +45,10 @@ def test_a_burst_after_a_quiet_time_makes_no_files(spool: Spool, watched: Faulty
     watched.stand_in("open", opened)
     monkeypatch.setattr(intake_module, "QUIET", 0)
     with intake_of(spool, ready=READY) as intake:
-        wait_until(lambda: len(files(spool)) >= FULL, DEADLINE, "slots for a study")
+        wait_until(lambda: len(files(spool)) >= FULL + READY, DEADLINE, "slots for a study")
         monkeypatch.setattr(intake_module, "QUIET", 3600 * SECOND)
         made.clear()
-        for number in range(FULL - READY):
+        for number in range(FULL // 2):
             accept(intake, uid=b"1.2.%d" % number)
         assert not made
         for number in range(2 * FULL):                 # a study that is longer than that has files made beside it
