@@ -45,6 +45,7 @@ MAY_DELETE_OTHER_FILES: dict[str, str] = {
     "appliance/manage/box.py": "the recovery key, once a person has written it down; a request for a reset that was taken",
     "appliance/net/sidedoor.py": "the wish for a way in, which its gate takes back",
     "appliance/update/fetch.py": "parts of a release that is not the one any more, or is not what its list says",
+    "appliance/update/lend.py": "the copies that were lent the last time",
     "appliance/update/install.py": "the UKI of a trial that begins again, and what a power cut left half written beside it",
     "appliance/update/records.py": "the record of a trial that is over",
     "appliance/update/service.py": "requests that were taken up",
