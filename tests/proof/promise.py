@@ -19,6 +19,9 @@ from tests.proof.known import Known
 PAGE = ROOT / "appliance" / "man" / "promise.md"
 HEADING = "## The promises, and the last figures"
 
+HEADLINES = ("states", "lives", "walks", "objects_per_second", "cases")
+"""The count to name an instrument by, where none is called as it is: the first of these that it has, or else its first."""
+
 
 def section(what: Known, found: Sequence[Instrument], proof: Mapping[str, Any]) -> str:
     """The generated part: each invariant with its instruments, then each instrument with its figures."""
@@ -53,13 +56,13 @@ def _when(proof: Mapping[str, Any]) -> list[str]:
 
 
 def _headline(name: str, figures: Mapping[str, Any] | None) -> str:
-    """The count that is named as the instrument, or else its first, such as "1,200 states"; or what is wrong."""
+    """One count, such as "1,200 states"; or what is wrong."""
     if figures is None:
         return "not run yet"
     counts = figures["counts"]
     if figures["result"] != "holds" or not counts:
         return f"**{figures['result']}**"
-    key = name if name in counts else next(iter(counts))
+    key = next((each for each in (name, *HEADLINES) if each in counts), next(iter(counts)))
     return f"{report.number(counts[key])} {_words(key)}"
 
 
