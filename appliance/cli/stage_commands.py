@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,8 @@ from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.clock import SWITCH_SECONDS
 from appliance.errors import DcmgateError
+
+LOOK_SECONDS = 5.0
 
 STAGES = {
     "run": ("everything in one process", ("keeper", "tunnels", "forwarder", "receiver")),
@@ -38,6 +41,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         one.add_argument("--log", metavar="LEVEL", choices=("debug", "info", "warning", "error"), default="info",
                          help="least level of what is logged (default: info)")
         one.set_defaults(run=run, stages=stages, stage=name)
+
+
+def _next(signals: queue.SimpleQueue[int]) -> int:
+    """The next signal. One that comes just before the wait begins interrupts nothing: so it is looked again now and then."""
+    while True:
+        with suppress(queue.Empty):
+            return signals.get(timeout=LOOK_SECONDS)
 
 
 def run(site: Site, arguments: argparse.Namespace) -> int:
@@ -63,7 +73,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         said.info("ready", stages=" ".join(arguments.stages), generation=box.config.generation)
         notify(READY=1, STATUS=f"generation {box.config.generation}")
         site.line({"ready": arguments.stage, "generation": box.config.generation})
-        while (number := signals.get()) == signal.SIGHUP:
+        while (number := _next(signals)) == signal.SIGHUP:
             reloading()
             status = "reload failed"
             try:
