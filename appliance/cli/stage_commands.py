@@ -11,6 +11,7 @@ import argparse
 import os
 import queue
 import signal
+import socket
 import sys
 from contextlib import suppress
 from types import FrameType
@@ -20,8 +21,6 @@ from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.clock import SWITCH_SECONDS
 from appliance.errors import DcmgateError
-
-LOOK_SECONDS = 5.0
 
 STAGES = {
     "run": ("everything in one process", ("keeper", "tunnels", "forwarder", "receiver")),
@@ -43,11 +42,30 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         one.set_defaults(run=run, stages=stages, stage=name)
 
 
-def _next(signals: queue.SimpleQueue[int]) -> int:
-    """The next signal. One that comes just before the wait begins interrupts nothing: so it is looked again now and then."""
-    while True:
-        with suppress(queue.Empty):
-            return signals.get(timeout=LOOK_SECONDS)
+class _Signals:
+    """Signals, one after the other. The C handler writes a byte for each, so that one which comes in the instant before the
+    wait begins ends it too: a wait for a queue alone would sleep on."""
+
+    def __init__(self) -> None:
+        self._numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._bytes, self._handler = socket.socketpair()
+        self._handler.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._handler.fileno(), warn_on_full_buffer=False)
+
+    def put(self, number: int) -> None:
+        """For the handler."""
+        self._numbers.put(number)
+
+    def get(self) -> int:
+        while True:
+            with suppress(queue.Empty):
+                return self._numbers.get_nowait()
+            self._bytes.recv(64)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        self._bytes.close()
+        self._handler.close()
 
 
 def run(site: Site, arguments: argparse.Namespace) -> int:
@@ -57,7 +75,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
     log.set_up(arguments.log)
     sys.setswitchinterval(SWITCH_SECONDS)
     said = log.Log("main")
-    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    signals = _Signals()
     stopping = False
 
     def caught(number: int, _frame: FrameType | None) -> None:
@@ -73,7 +91,7 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         said.info("ready", stages=" ".join(arguments.stages), generation=box.config.generation)
         notify(READY=1, STATUS=f"generation {box.config.generation}")
         site.line({"ready": arguments.stage, "generation": box.config.generation})
-        while (number := _next(signals)) == signal.SIGHUP:
+        while (number := signals.get()) == signal.SIGHUP:
             reloading()
             status = "reload failed"
             try:
@@ -89,5 +107,6 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
         box.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
+        signals.close()
     said.info("ended")
     return exits.OK

@@ -69,17 +69,18 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_whole(path: Path, text: str, mode: int = 0o640) -> None:
-    """Replace a small file so that a crash leaves either the old text or the new one."""
+def write_whole(path: Path, text: str | bytes, mode: int = 0o640, *, sync: bool = True) -> None:
+    """Replace a small file so that a crash leaves either the old text or the new one. `sync`: and that it is kept. OSError."""
     new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        os.write(fd, text.encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+        file.flush()
+        if sync:
+            os.fsync(fd)
     os.rename(new, path)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 class Spool:

@@ -8,7 +8,6 @@ themselves.
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.policy.update import Entry, Fate, Installed, Slot, Trial, entries_of, is_newer, version_key
+from appliance.spool.layout import write_whole
 from appliance.update.places import Places, device
 
 MOST_HISTORY = 200
@@ -96,7 +96,7 @@ class Records:
     def note(self, what: str, version: str, text: str = "", by: str = "") -> None:
         lines = [json.dumps(asdict(event)) for event in self.history()[-MOST_HISTORY:]]
         lines.append(json.dumps(asdict(Event(time.time_ns(), what, version, text, by))))
-        _put(self.places.state / "history.jsonl", "\n".join(lines) + "\n")
+        write_whole(self.places.state / "history.jsonl", "\n".join(lines) + "\n", 0o644)
 
     def set_trial(self, trial: Trial) -> None:
         _write(self.places.state / "trial.json", asdict(trial))
@@ -139,20 +139,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: object, *, sync: bool = True) -> None:
-    _put(path, json.dumps(value) + "\n", sync=sync)
-
-
-def _put(path: Path, text: str, *, sync: bool = True) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "w") as file:
-        file.write(text)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    beside.rename(path)
-    if sync:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_whole(path, json.dumps(value) + "\n", 0o644, sync=sync)

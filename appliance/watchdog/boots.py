@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.policy.resets import Reset, Traces, cause
+from appliance.spool.layout import write_whole
 
 STATE = Path("/var/lib/dcmgate-system")
 RUN = Path("/run/dcmgate-system")
@@ -130,16 +131,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, object], *, sync: bool = True) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "w") as file:
-        file.write(json.dumps(value) + "\n")
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    beside.rename(path)
-    if sync:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    write_whole(path, json.dumps(value) + "\n", 0o644, sync=sync)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from appliance.policy.escalation import UNSPENT, Spent
+from appliance.spool.layout import write_whole
 
 T = TypeVar("T")
 
@@ -84,17 +85,7 @@ class File:
         return self._path.read_bytes()
 
     def write(self, data: bytes) -> None:
-        beside = self._path.with_suffix(".new")
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(self._path, data, 0o644)
 
 
 def within(work: Callable[[], T], seconds: float = SECONDS) -> T:

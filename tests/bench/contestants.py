@@ -76,7 +76,7 @@ def clear(folder: Path, pattern: str = "*") -> None:
 @contextmanager
 def ours(folder: Path) -> Iterator[Contestant]:
     """The receiver stage with its defaults: one process a core, at most 4; one sync an image."""
-    with Gateway(folder, [to_folder(folder / "archive")], receivers=0) as gateway:
+    with Gateway(folder, [to_folder(folder / "archive")], receivers=0, size=0) as gateway:
         gateway.start("receiver")
         yield Contestant("dcmgate", gateway.port, gateway.processes["receiver"],
                          lambda: files(gateway.spool / "objects", "*.dcm"), lambda: None, syncs="each image")
@@ -185,7 +185,7 @@ def our_router(folder: Path, *, as_shipped: bool = False, others: Sequence[dict[
     with ExitStack() as stack:
         sink = stack.enter_context(_sink(folder, as_shipped))
         wanted = {"associations": associations} if associations else {}
-        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **wanted), *others], receivers=0))
+        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **wanted), *others], receivers=0, size=0))
         if together:
             gateway.start("run")
         else:

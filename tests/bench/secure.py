@@ -108,7 +108,7 @@ def _storescu(bench: Bench, certificates: Certificates, contestant: Contestant, 
 @contextmanager
 def _ours(folder: Path, certificates: Certificates) -> Iterator[Contestant]:
     certificates.place(folder)
-    with Gateway(folder, [to_folder(folder / "archive")], receivers=0, listener={"tls": "bcp195", "certificate": "box"},
+    with Gateway(folder, [to_folder(folder / "archive")], receivers=0, size=0, listener={"tls": "bcp195", "certificate": "box"},
                  extra=[("[certificate]", {"id": "box"})]) as gateway:
         gateway.start("receiver")
         yield Contestant("dcmgate", gateway.port, gateway.processes["receiver"],
@@ -138,7 +138,8 @@ def _router(folder: Path, certificates: Certificates, way: str) -> Iterator[Cont
             settings = {"port": free_port()}
             extra.append(("[tunnel]", {"id": "pacs", "listen": f"127.0.0.1:{settings['port']}",
                                        "connect": f"127.0.0.1:{sink.port}", "certificate": "box"}))
-        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **settings)], receivers=0, extra=extra))
+        gateway = stack.enter_context(Gateway(folder / "gateway", [to_peer(sink, **settings)], receivers=0, size=0,
+                                              extra=extra))
         process = gateway.start("run").processes["run"]
         if way == "tunnel":
             wait_listening([int(str(settings["port"]))], 30, lambda: process.poll() is None)
