@@ -46,10 +46,14 @@ def content(path: Path) -> tuple[str, bytes]:
     return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID), raw[end:]
 
 
+def sender(paths: list[Path], called: str = "DCMGATE") -> list[str]:
+    """The command that sends as CT1 and says what became of each; every image has to be acknowledged for status 0."""
+    return ["storescu", "-v", "-aet", "CT1", "-aec", called, "-to", "30", SCANNER_SIDE, str(PORT), *map(str, paths)]
+
+
 def send(paths: list[Path], seconds: float = 120, called: str = "DCMGATE") -> subprocess.CompletedProcess[str]:
-    """Send as CT1; every image has to be acknowledged for status 0."""
-    command = ["storescu", "-aet", "CT1", "-aec", called, "-to", "30", SCANNER_SIDE, str(PORT), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    """Send them and wait."""
+    return subprocess.run(sender(paths, called), capture_output=True, text=True, timeout=seconds)
 
 
 @contextmanager

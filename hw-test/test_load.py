@@ -1,0 +1,136 @@
+"""A study under way while something happens to the box: each service restarts; the power goes, with what was not flushed."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FOLDER, ROOT
+from dicom import arrived, content, pacs, send, sender, study
+from gateway import GatewayStrategy, echo
+from rootshell import RootShellProtocol
+from volatile import VolatileDisk
+
+CUTS, CUTS_AT_LENGTH = 3, 20
+SENT = re.compile(r"Sending file: (\S+)|Received Store Response \((\w+)")
+
+
+@pytest.fixture
+def root(target: Any, serving: GatewayStrategy) -> Iterator[RootShellProtocol]:
+    try:
+        shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
+    except Exception:  # noqa: BLE001  labgrid has an error of its own for it
+        pytest.skip("this device has no root shell")
+    target.activate(shell)
+    yield shell
+
+
+def acknowledged(said: str) -> set[str]:
+    """The files that a storescu has had a success for, by what it said."""
+    done, file = set(), ""
+    for name, status in SENT.findall(said):
+        if name:
+            file = name
+        elif status == "Success":
+            done.add(file)
+    return done
+
+
+@pytest.mark.parametrize("service", ["receiver", "forwarder", "keeper", "tunnel@archive"])
+def test_a_study_arrives_although_a_service_restarts(service: str, serving: GatewayStrategy, root: RootShellProtocol,
+                                                     tmp_path: Path) -> None:
+    """No connection is refused meanwhile; where an association broke off, the scanner sends again, as scanners do."""
+    sent = study(tmp_path / "sent", 40)
+    with pacs(tmp_path / "pacs") as folder:
+        with subprocess.Popen(sender(sent), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as scanner:
+            assert scanner.stdout is not None
+            for line in scanner.stdout:
+                if "Store Response" in line:
+                    break
+            root.run(f"systemctl restart --no-block dcmgate-{service}.service")
+            assert echo(seconds=60), "it waits in the socket's queue, and is not refused"
+            scanner.communicate(timeout=120)
+        if scanner.returncode:
+            assert send(sent).returncode == 0
+        assert arrived(folder, len(sent)) == dict(content(path) for path in sent)
+    assert root.run(f"systemctl is-active dcmgate-{service}.service") == "active"
+    assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
+
+
+class Scanner(threading.Thread):
+    """Sends one small study after the other until it is stopped. `acknowledged`: what of them, as storescu has seen it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self._over = threading.Event()
+        self._now: subprocess.Popen[str] | None = None
+        self.acknowledged: list[Path] = []
+
+    def run(self) -> None:
+        number = 0
+        while not self._over.is_set():
+            number += 1
+            paths = study(self._folder / str(number), 6)
+            with subprocess.Popen(sender(paths), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as self._now:
+                said = self._now.communicate(timeout=600)[0]
+            self.acknowledged += [Path(name) for name in acknowledged(said)]
+
+    def stop(self) -> None:
+        """After the power went: nobody answers any more."""
+        self._over.set()
+        if self._now is not None:
+            self._now.terminate()
+        self.join(120)
+        assert not self.is_alive()
+
+
+def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[str, Any], seed: int = 20261122) -> None:
+    """Every image that was acknowledged before a cut is there after it, as it was; it always boots; the balance is exact."""
+    chance = random.Random(seed)
+    kept: list[Path] = []
+    with VolatileDisk(box, ROOT, FOLDER) as disk:
+        disk.on()
+        for number in range(cuts):
+            scanner = Scanner(folder / f"cut{number}")
+            scanner.start()
+            deadline = time.monotonic() + 120
+            while not scanner.acknowledged:
+                assert time.monotonic() < deadline, "nothing is acknowledged"
+                time.sleep(0.2)
+            time.sleep(chance.uniform(0, 15))
+            disk.cut()
+            scanner.stop()
+            kept += scanner.acknowledged
+            disk.on()
+            assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
+        with pacs(folder / "pacs") as store:
+            wanted = dict(content(path) for path in kept)
+            deadline = time.monotonic() + 600
+            while not wanted.keys() <= (got := arrived(store, len(wanted), 20)).keys() and time.monotonic() < deadline:
+                pass
+        lost = [uid for uid in wanted if uid not in got]
+        altered = [uid for uid, data in wanted.items() if uid in got and got[uid] != data]
+        figures[f"{cuts} cuts under load"] = {"acknowledged": len(wanted), "lost": len(lost), "altered": len(altered)}
+        assert (lost, altered) == ([], [])
+        assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
+
+
+@pytest.mark.timeout(1800)
+def test_no_power_cut_under_load_loses_an_image(serving: GatewayStrategy, figures: dict[str, Any], tmp_path: Path) -> None:
+    cut_under_load(CUTS, serving, tmp_path, figures)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(7200)
+def test_no_power_cut_of_many_under_load_loses_an_image(serving: GatewayStrategy, figures: dict[str, Any],
+                                                        tmp_path: Path) -> None:
+    cut_under_load(CUTS_AT_LENGTH, serving, tmp_path, figures, seed=5)
