@@ -126,6 +126,45 @@ def test_a_disk_without_room_reboots_and_restarts_nothing(serving: GatewayStrate
     assert seconds_until(lambda: send(sent).returncode == 0, 90) is not None
 
 
+def state(box: GatewayStrategy, root: RootShellProtocol) -> list[str]:
+    """Which boot, and which processes: all the same as long as nothing was restarted."""
+    return [str(boot(box)["boot"]), *(root.run(f"systemctl show -P MainPID -P NRestarts dcmgate-{unit}.service")
+                                      for unit in ("receiver", "forwarder", "keeper", "watch"))]
+
+
+def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, folder: Path) -> list[str]:
+    """So long nobody listens at the other end: scanners are answered, nothing restarts, and all arrives. The alarms meanwhile."""
+    before = state(box, root)
+    sent = study(folder / "sent", 5)
+    assert send(sent).returncode == 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(10)
+        assert echo()
+    assert state(box, root) == before
+    alarms = [f"{alarm['severity']} {alarm['text']}" for alarm in json.loads(box.run("dcmgate --json status --once"))["alarms"]]
+    with pacs(folder / "pacs") as store:
+        assert arrived(store, len(sent), 600) == dict(content(path) for path in sent)
+    assert state(box, root) == before
+    return alarms
+
+
+HURRY, DAY = 480, 86400
+
+
+def test_a_day_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
+                                                               tmp_path: Path) -> None:
+    """On a clock that goes 480 times as fast, until the next boot."""
+    root.put(Path(__file__).with_name("hurried.py"), "/run/hurried.py")
+    for unit in ("forwarder", "keeper", "watch"):
+        place = f"/run/systemd/system/dcmgate-{unit}.service.d"
+        line = f"[Service]\\nExecStart=\\nExecStart=/usr/lib/dcmgate/bin/python -I /run/hurried.py {HURRY} {unit}\\n"
+        root.run(f"mkdir -p {place} && printf '{line}' >{place}/90-hurried.conf")
+    root.run("systemctl daemon-reload && systemctl restart dcmgate-forwarder dcmgate-keeper dcmgate-watch", 120)
+    said = outage(DAY / HURRY + 10, serving, root, tmp_path)
+    assert any(line.startswith("critical") and "for pacs, the oldest for" in line for line in said), said
+
+
 def test_pid_1_that_stands_still_is_reset_by_the_board(serving: GatewayStrategy, root: RootShellProtocol,
                                                       figures: dict[str, Any]) -> None:
     root.fire("sync; echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze")
@@ -182,18 +221,4 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
 @pytest.mark.timeout(5400)
 def test_an_hour_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
                                                                 tmp_path: Path) -> None:
-    def state() -> list[str]:
-        units = (root.run(f"systemctl show -P MainPID -P NRestarts dcmgate-{unit}.service")
-                 for unit in ("receiver", "forwarder", "keeper"))
-        return [str(boot(serving)["boot"]), *units]
-
-    before = state()
-    sent = study(tmp_path / "sent", 5)
-    assert send(sent).returncode == 0
-    end = time.monotonic() + 3600
-    while time.monotonic() < end:
-        time.sleep(60)
-        assert echo()
-    assert state() == before
-    with pacs(tmp_path / "pacs") as folder:
-        assert arrived(folder, len(sent), 600) == dict(content(path) for path in sent)
+    outage(3600, serving, root, tmp_path)
