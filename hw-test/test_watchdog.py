@@ -133,7 +133,7 @@ def state(box: GatewayStrategy, root: RootShellProtocol) -> list[str]:
 
 
 def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, folder: Path) -> list[str]:
-    """So long nobody listens at the other end: scanners are answered, nothing restarts, and all arrives. The alarms meanwhile."""
+    """So long nobody listens at the other end: scanners are answered, nothing restarts, and then all arrives. The alarms."""
     before = state(box, root)
     sent = study(folder / "sent", 5)
     assert send(sent).returncode == 0
