@@ -61,7 +61,10 @@ def test_a_study_arrives_although_a_service_restarts(service: str, serving: Gate
         if scanner.returncode:
             assert send(sent).returncode == 0
         assert arrived(folder, len(sent)) == dict(content(path) for path in sent)
-    assert root.run(f"systemctl is-active dcmgate-{service}.service") == "active"
+    end = time.monotonic() + 60
+    while (now := root.run(f"systemctl is-active dcmgate-{service}.service || true")) != "active":
+        assert time.monotonic() < end, now
+        time.sleep(1)
     assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
 
 

@@ -73,11 +73,14 @@ def write_whole(path: Path, text: str | bytes, mode: int = 0o640, *, sync: bool 
     """Replace a small file so that a crash leaves either the old text or the new one. `sync`: and that it is kept. OSError."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
-        file.flush()
+    left = memoryview(text.encode() if isinstance(text, str) else text)
+    try:
+        while left:
+            left = left[os.write(fd, left):]
         if sync:
             os.fsync(fd)
+    finally:
+        os.close(fd)
     os.rename(new, path)
     if sync:
         sync_folder(path.parent)

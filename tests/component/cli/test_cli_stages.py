@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_the_live_table_is_drawn_until_ctrl_c(gate: Gateway) -> None:
     gate.start("receiver", "forwarder")
     gate.json("send", f"127.0.0.1:{gate.port}", CT, MR)
     main, other = pty.openpty()
+    termios.tcsetwinsize(other, (40, 160))      # so that no column is cut short
     command = [*COMMAND, "--config", str(gate.config), "status", "--interval", "0.1"]
     process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, cwd=ROOT, env={**os.environ, "TERM": "xterm"},
                                start_new_session=True)

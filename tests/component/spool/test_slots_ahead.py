@@ -45,7 +45,8 @@ def test_a_burst_after_a_quiet_time_makes_no_files(spool: Spool, watched: Faulty
     watched.stand_in("open", opened)
     monkeypatch.setattr(intake_module, "QUIET", 0)
     with intake_of(spool, ready=READY) as intake:
-        wait_until(lambda: len(files(spool)) >= FULL + READY, DEADLINE, "slots for a study")
+        wait_until(lambda: not intake._slots.wanting, DEADLINE, "slots for a study")
+        assert len(files(spool)) >= FULL
         monkeypatch.setattr(intake_module, "QUIET", 3600 * SECOND)
         made.clear()
         for number in range(FULL // 2):
