@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
-WORKERS ?= $(shell echo $$(( $(CORES) > 4 ? 4 : $(CORES) )))
+WORKERS ?= $(shell echo $$(( $(CORES) > 3 ? 4 : $(CORES) + 1 )))
 ROUNDS ?= 200
 MINUTES ?= 30
 
