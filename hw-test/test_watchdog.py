@@ -40,6 +40,12 @@ def root(target: Any, box: GatewayStrategy) -> Iterator[RootShellProtocol]:
     yield shell
 
 
+@pytest.fixture(autouse=True)
+def uncounted(serving: GatewayStrategy, root: RootShellProtocol) -> None:
+    """Each test has the whole count of restarts of its own: more of them in ten minutes are escalated."""
+    root.run("systemctl reset-failed dcmgate-receiver.service dcmgate-forwarder.service dcmgate-keeper.service")
+
+
 def main_pid(root: RootShellProtocol, unit: str) -> int:
     return int(root.run(f"systemctl show -P MainPID dcmgate-{unit}.service"))
 
