@@ -34,7 +34,8 @@ def test_what_is_the_box_s_own_is_on_the_disk(serving: GatewayStrategy) -> None:
 
 def test_each_unit_of_ours_is_sandboxed(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
     """`systemd-analyze security`, the image's own: at most 2.0, for whatever of ours is running."""
-    running = serving.run("systemctl list-units --plain --no-legend --state=running 'dcmgate-*.service' | cut -d' ' -f1").split()
+    table = serving.run("systemctl list-units --plain --no-legend --state=running 'dcmgate-*.service'")
+    running = [line.split()[0] for line in table.splitlines()]
     assert {f"dcmgate-{unit}.service" for unit in UNITS} <= set(running)
     worst = {}
     for unit in running:
