@@ -17,6 +17,7 @@ import pytest
 from collector import Collector
 from gateway import GatewayStrategy
 from pki import Authority
+from rootshell import RootShellProtocol
 
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
@@ -176,6 +177,17 @@ def box(target: Any, machine_files: None, collector: Collector) -> Iterator[Gate
 def serving(box: GatewayStrategy) -> GatewayStrategy:
     box.transition("serving")
     return box
+
+
+@pytest.fixture
+def root(target: Any, serving: GatewayStrategy) -> RootShellProtocol:
+    """A root shell in the serving device; a device without one leaves the test out."""
+    try:
+        shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
+    except Exception:  # noqa: BLE001  labgrid has an error of its own for it
+        pytest.skip("this device has no root shell")
+    target.activate(shell)
+    return shell
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,10 @@ PROVISION_SECONDS = 400
 SERVE_SECONDS = 500
 
 
+FIRMWARE = r"\x1b\[2J|BdsDxe: |EFI stub: |U-Boot "
+"""The first that a firmware shows: it clears the screen, which nothing of ours does."""
+
+
 class Status(enum.Enum):
     unknown = 0
     off = 1
@@ -115,7 +119,7 @@ class GatewayStrategy(Strategy):
         began = time.monotonic()
         self.target.deactivate(self.ssh)
         self.status = Status.unknown
-        self.console.expect(r"BdsDxe: |EFI stub: |U-Boot ", timeout=seconds)
+        self.console.expect(FIRMWARE, timeout=seconds)
         reset = self._on_at = time.monotonic()
         self.console.expect(r"Reached target .*multi-user\.target", timeout=BOOT_SECONDS)
         self.status = Status.provisioned

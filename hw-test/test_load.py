@@ -8,7 +8,6 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,6 @@ from volatile import VolatileDisk
 
 CUTS, CUTS_AT_LENGTH = 3, 20
 SENT = re.compile(r"Sending file: (\S+)|Received Store Response \((\w+)")
-
-
-@pytest.fixture
-def root(target: Any, serving: GatewayStrategy) -> Iterator[RootShellProtocol]:
-    try:
-        shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
-    except Exception:  # noqa: BLE001  labgrid has an error of its own for it
-        pytest.skip("this device has no root shell")
-    target.activate(shell)
-    yield shell
 
 
 def acknowledged(said: str) -> set[str]:
