@@ -2,7 +2,7 @@
 
     unit      WatchdogSec=30: a process, a thread or an accept loop that stands still
     board     RuntimeWatchdogSec=15: PID 1
-    kernel    panic=10
+    kernel    panic=5
     budget    one reboot for a spool whose disk fails, then degraded mode
 """
 
@@ -18,7 +18,7 @@ from dicom import arrived, content, pacs, send, study
 from gateway import GatewayStrategy, echo
 from rootshell import RootShellProtocol
 
-STATED = {"accept loop": 60, "dead worker thread": 120, "PID 1 stands still": 15 + 15, "kernel panic": 10 + 15,
+STATED = {"accept loop": 60, "dead worker thread": 120, "PID 1 stands still": 15 + 15, "kernel panic": 5 + 15,
           "spool's disk fails": 400}
 """Seconds until scanners are answered again; for what resets the machine, until that. (How long a boot takes is another matter:
 `figures` has it.) Ten seconds are between two pings, and two in three of the manager's own for the board; the rest is what
