@@ -43,13 +43,18 @@ def new_token() -> str:
 
 def is_own(request: AssociateRequest, token: str) -> bool:
     """Whether a request is our own: it carries the token, and proposes nothing but Verification."""
-    return sidedoor.opens(request, token) and all(context.abstract == uids.VERIFICATION for context in request.contexts)
+    return sidedoor.opens(request, token) and _only_verification(request)
 
 
 def is_left_over(request: AssociateRequest, address: str) -> bool:
     """Whether it is the call of a receiver before this one, which has waited at the port since: nobody who knocked."""
     identity = request.user_identity
-    return address in ("127.0.0.1", "::1") and identity is not None and identity.primary == sidedoor.USER
+    return (address in ("127.0.0.1", "::1") and identity is not None and identity.primary == sidedoor.USER
+            and _only_verification(request))
+
+
+def _only_verification(request: AssociateRequest) -> bool:
+    return all(context.abstract == uids.VERIFICATION for context in request.contexts)
 
 
 class SelfEcho:

@@ -20,6 +20,7 @@ from appliance.net import kick
 from appliance.net.secure import Identity
 from appliance.net.tls import Contexts
 from appliance.net.tlserrors import TlsError
+from appliance.policy import canary
 from appliance.policy.admission import CALLING_NOT_RECOGNISED
 from appliance.receive import selfecho
 from appliance.receive.association import Association
@@ -192,10 +193,11 @@ class Worker:
 
     def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
         """See `association.Host`."""
-        if self._token and selfecho.is_own(request, self._token):
-            return Answer(None, "", idle_seconds=10.0, own=True)
-        if self._token and selfecho.is_left_over(request, arrival.address):
-            return Answer(CALLING_NOT_RECOGNISED, "the call of an earlier receiver to itself", own=True)
+        if self._token and arrival.listener != canary.LISTENER:      # what comes by the side door has a token of its own
+            if selfecho.is_own(request, self._token):
+                return Answer(None, "", idle_seconds=10.0, own=True)
+            if selfecho.is_left_over(request, arrival.address):
+                return Answer(CALLING_NOT_RECOGNISED, "the call of an earlier receiver to itself", own=True)
         return self.door.answer(arrival, request, identity.proven if identity is not None else frozenset())
 
     def max_pdu(self, listener: str) -> int:

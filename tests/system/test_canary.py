@@ -27,6 +27,12 @@ OFTEN = 0.05
 """Minutes: 3 s."""
 
 
+@pytest.fixture(autouse=True)
+def _as_on_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the service manager's watchdog, for which the receiver calls itself."""
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+
+
 def shown(site: Gateway, id: str) -> dict[str, Any]:
     return next(d for d in site.json("status", "--once")["destinations"] if d["destination"] == id)
 

@@ -22,8 +22,10 @@ UP = dict.fromkeys(gate.UNITS, "active")
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """As the service manager runs it: with a watchdog, for which the receiver calls itself."""
     folder = tmp_path_factory.mktemp("gate")
-    with Gateway(folder, [to_folder(folder / "archive")]) as one:
+    with pytest.MonkeyPatch.context() as patch, Gateway(folder, [to_folder(folder / "archive")]) as one:
+        patch.setenv("WATCHDOG_USEC", "30000000")
         one.start()
         yield one
 
