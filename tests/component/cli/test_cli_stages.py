@@ -152,8 +152,8 @@ def test_the_live_table_is_drawn_until_ctrl_c(gate: Gateway) -> None:
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (40, 160))      # so that no column is cut short
     command = [*COMMAND, "--config", str(gate.config), "status", "--interval", "0.1"]
-    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, cwd=ROOT, env={**os.environ, "TERM": "xterm"},
-                               start_new_session=True)
+    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, cwd=ROOT, start_new_session=True,
+                               env={**os.environ, "TERM": "xterm", "COLUMNS": "160"})
     os.close(other)
     try:
         seen = read_until(main, lambda text: text.count("\x1b[H") > 3 and "2 objects" in text and "1/1" in text)
@@ -171,7 +171,9 @@ def read_until(fd: int, good: object, seconds: float = 30.0) -> str:
     """What a terminal shows until it is good."""
     text, end = b"", time.monotonic() + seconds
     while not good(text.decode("utf-8", "replace")):  # type: ignore[operator]
-        assert select.select([fd], [], [], max(0.0, end - time.monotonic()))[0], text[-2000:]
+        if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            screens = text.decode("utf-8", "replace").split("\x1b[H")
+            pytest.fail(f"not within its time; the last of {len(screens) - 1} screens:\n{screens[-1]}")
         try:
             text += os.read(fd, 65536)
         except OSError:                                         # the other end is closed
