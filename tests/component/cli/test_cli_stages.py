@@ -152,7 +152,9 @@ def test_the_live_table_is_drawn_until_ctrl_c(gate: Gateway) -> None:
     main, other = pty.openpty()
     termios.tcsetwinsize(other, (40, 160))      # so that no column is cut short
     command = [*COMMAND, "--config", str(gate.config), "status", "--interval", "0.1"]
+    # A shell's background command has SIGINT ignored, and so has what it starts.
     process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, cwd=ROOT, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
                                env={**os.environ, "TERM": "xterm", "COLUMNS": "160"})
     os.close(other)
     try:

@@ -194,12 +194,12 @@ def test_a_spool_that_no_worker_can_open_is_an_error_at_the_start(tmp_path: Path
 def test_stopping_ends_idle_associations_of_all_workers(tmp_path: Path):
     with receiving(tmp_path, workers=2, limits=LIMITS) as box:
         scanners = [associated(box.port) for _ in range(4)]
-        pids = box.receiver.pids
+        workers = [psutil.Process(pid) for pid in box.receiver.pids]
         assert box.receiver.stop(2)
         for scanner in scanners:
             assert last_words(scanner)[:1] == b"\x07"
             scanner.close()
-        assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
 def test_when_the_front_is_killed_its_workers_end(tmp_path: Path):
