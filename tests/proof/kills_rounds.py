@@ -124,7 +124,7 @@ def rounds(folder: Path, count: int, seed: int) -> tuple[Verdict, list[str]]:
     contexts = contexts_of([objects.ct(1), objects.sr(1)])
     journal = Journal()
     with (peers.storescp(folder / "storescp", profile=False) as pacs,
-          Gateway(folder / "gateway", [to_peer(pacs)], receivers=2) as gateway):
+          Gateway(folder / "gateway", [to_peer(pacs)], receivers=2, size=0) as gateway):
         gateway.start_stages()
         killer = Killer(gateway, dice)
         sources = [Endless(number, journal) for number in range(SCANNERS)]

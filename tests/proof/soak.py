@@ -121,7 +121,7 @@ class _Soak:
         return Gateway(self._budget.folder / "site", [
             to_peer(self._pacs.destination, progress_seconds=5.0, associations=2), never,
             to_folder(self._shelf.path, default=False)], receivers=2, rules=rules,
-            spool={"keep_min_hours": 0.004, "keep_max_days": 0.0003})
+            size=0, spool={"keep_min_hours": 0.004, "keep_max_days": 0.0003})
 
     def _pids(self) -> list[int]:
         return [process.pid for process in list(self._gateway.processes.values())]
