@@ -27,14 +27,19 @@ class ReadQEMUDriver(QEMUDriver):  # type: ignore[misc]  # labgrid has no types
         super().__attrs_post_init__()
         self._said = bytearray()
         self._more = threading.Condition()
+        self._reader: threading.Thread | None = None
 
     def on(self) -> None:
         if self.status:
             return
+        if self._reader is not None:
+            self._reader.join()      # its end of the line is gone with the machine
+        self._said.clear()           # what an earlier boot said is no answer to what is expected of this one
         super().on()
         line = self._clientsocket
         line.setblocking(True)
-        threading.Thread(target=self._drain, args=(line,), name="console", daemon=True).start()
+        self._reader = threading.Thread(target=self._drain, args=(line,), name="console", daemon=True)
+        self._reader.start()
 
     def _drain(self, line: object) -> None:
         while True:

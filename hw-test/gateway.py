@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import attr
 from labgrid.factory import target_factory
 from labgrid.strategy import Strategy, StrategyError
 from stick import StickProtocol
+from waiting import seconds_until
 
 SCANNER_SIDE = "10.99.1.2"
 PORT = 11112
@@ -95,10 +97,8 @@ class GatewayStrategy(Strategy):
 
     def _serve(self) -> None:
         began = time.monotonic()
-        while not echo():
-            if time.monotonic() > began + SERVE_SECONDS:
-                raise StrategyError(f"no C-ECHO is answered within {SERVE_SECONDS} s")
-            time.sleep(1)
+        if seconds_until(echo, SERVE_SECONDS) is None:
+            raise StrategyError(f"no C-ECHO is answered within {SERVE_SECONDS} s")
         if self._set_up_on_this_boot:
             self.figures["set up to serving"] = time.monotonic() - began
         else:
@@ -114,10 +114,12 @@ class GatewayStrategy(Strategy):
         self.status = Status.provisioned
         self.transition(Status.serving)
 
-    def returns(self, seconds: float) -> tuple[float, float]:
-        """The device resets itself within so many seconds, by its console: wait until it serves again. The seconds to both."""
+    def returns(self, fault: Callable[[], object], seconds: float) -> tuple[float, float]:
+        """Do the fault. The device resets itself within so many seconds of it, by its console: wait until it serves again.
+        The seconds to both."""
+        self.target.deactivate(self.ssh)      # before the clock starts: it takes long where nobody answers
         began = time.monotonic()
-        self.target.deactivate(self.ssh)
+        fault()
         self.status = Status.unknown
         self.console.expect(FIRMWARE, timeout=seconds)
         reset = self._on_at = time.monotonic()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from conftest import FOLDER, image
 from dicom import arrived, content, pacs, send, study
 from gateway import BOOT_SECONDS, GatewayStrategy, Status
 from machine import FIRST, GIB, blank, environment, more, new_box, stick_of, tpm
+from waiting import wait_until
 
 MIB = 1 << 20
 PLAIN = [b"Test^Vm", b'address = "10.99.2.10"']
@@ -146,11 +146,8 @@ def rot(disk: Path, places: list[int]) -> None:
             file.write(b"\xa5" * 4096)
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 900) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come in time"
-        time.sleep(5)
+def wait_for_mirror(box: GatewayStrategy) -> None:
+    wait_until(lambda: said(box)["redundant"], 900, lambda: said(box), every=5)
 
 
 @pytest.mark.full
@@ -159,7 +156,7 @@ def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[Gatew
     box, _second = mirrored
     box.transition("serving")
     assert said(box)["redundancy"].startswith("two disks, mirrored (box and second)")
-    wait_for(lambda: bool(said(box)["redundant"]))
+    wait_for_mirror(box)
     box.run("sync")
     before = filled(FIRST)
     sent = study(tmp_path / "sent", 40)
@@ -170,11 +167,11 @@ def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[Gatew
     box.power.monitor_command("device_del", {"id": "second"})
     further = study(tmp_path / "further", 5)
     assert send(further, 600).returncode == 0
-    wait_for(lambda: "disk second is out of the mirror" in said(box)["redundancy"])
+    wait_until(lambda: "disk second is out of the mirror" in said(box)["redundancy"], 900, lambda: said(box), every=5)
     box.transition(Status.off)
     # Put back: it is brought up to date.
     box.transition("serving")
-    wait_for(lambda: bool(said(box)["redundant"]))
+    wait_for_mirror(box)
     box.transition(Status.off)
     # Rotten: every image arrives as it was, and the blocks are mended and counted.
     assert places

@@ -17,6 +17,7 @@ from dicom import arrived, content, pacs, send, sender, study
 from gateway import GatewayStrategy, echo
 from rootshell import RootShellProtocol
 from volatile import VolatileDisk
+from waiting import seconds_until, wait_until
 
 CUTS, CUTS_AT_LENGTH = 3, 20
 SENT = re.compile(r"Sending file: (\S+)|Received Store Response \((\w+)")
@@ -50,10 +51,8 @@ def test_a_study_arrives_although_a_service_restarts(service: str, serving: Gate
         if scanner.returncode:
             assert send(sent).returncode == 0
         assert arrived(folder, len(sent)) == dict(content(path) for path in sent)
-    end = time.monotonic() + 60
-    while (now := root.run(f"systemctl is-active dcmgate-{service}.service || true")) != "active":
-        assert time.monotonic() < end, now
-        time.sleep(1)
+    wait_until(lambda: root.run(f"systemctl is-active dcmgate-{service}.service || true") == "active", 60,
+               lambda: root.run(f"systemctl status dcmgate-{service}.service || true"))
     assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
 
 
@@ -94,10 +93,7 @@ def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[
         for number in range(cuts):
             scanner = Scanner(folder / f"cut{number}")
             scanner.start()
-            deadline = time.monotonic() + 120
-            while not scanner.acknowledged:
-                assert time.monotonic() < deadline, "nothing is acknowledged"
-                time.sleep(0.2)
+            wait_until(lambda scanner=scanner: scanner.acknowledged, 120, "a first image is acknowledged", every=0.2)
             time.sleep(chance.uniform(0, 15))
             disk.cut()
             scanner.stop()
@@ -106,9 +102,8 @@ def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[
             assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
         with pacs(folder / "pacs") as store:
             wanted = dict(content(path) for path in kept)
-            deadline = time.monotonic() + 600
-            while not wanted.keys() <= (got := arrived(store, len(wanted), 20)).keys() and time.monotonic() < deadline:
-                pass
+            seconds_until(lambda: wanted.keys() <= arrived(store, len(wanted), 20).keys(), 600, every=0)
+            got = arrived(store, len(wanted), 20)
         lost = [uid for uid in wanted if uid not in got]
         altered = [uid for uid, data in wanted.items() if uid in got and got[uid] != data]
         figures[f"{cuts} cuts under load"] = {"acknowledged": len(wanted), "lost": len(lost), "altered": len(altered)}

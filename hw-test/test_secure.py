@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FOLDER
 from gateway import GatewayStrategy
+from waiting import wait_until
 
 PKI = FOLDER / "pki"
 
@@ -42,10 +42,7 @@ def test_a_tunnel_is_up_and_a_c_echo_goes_through_it(serving: GatewayStrategy, t
     command = ["storescp", *tls("pacs"), "-aet", "PACS", "-od", str(tmp_path), "2763"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            end = time.monotonic() + 90
-            while (done := echo("-aec", "PACS", port=11120)).returncode != 0:      # it may not listen yet
-                assert time.monotonic() < end, done.stderr
-                time.sleep(1)
+            wait_until(lambda: echo("-aec", "PACS", port=11120).returncode == 0, 90, "a C-ECHO through the tunnel")
         finally:
             process.terminate()
     assert echo("-aec", "PACS", port=11120).returncode != 0      # nobody there any more: so it was that one who answered
@@ -62,9 +59,6 @@ def test_the_tunnel_is_sandboxed(serving: GatewayStrategy, figures: dict[str, An
 
 @pytest.mark.usefixtures("serving")
 def test_the_log_goes_to_its_collector_over_tls(serving: GatewayStrategy, collector: Any) -> None:
-    end = time.monotonic() + 180
-    while b"dcmgate" not in collector.received:
-        assert time.monotonic() < end, (collector.subjects, collector.refused)
-        time.sleep(2)
+    wait_until(lambda: b"dcmgate" in collector.received, 180, lambda: (collector.subjects, collector.refused), every=2)
     assert b"__CURSOR=" in collector.received and b"MESSAGE=" in collector.received
     assert any("gate1" in subject for subject in collector.subjects)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from gateway import GatewayStrategy
 from network import MANAGEMENT, SCANNERS, UPLINK, address, get, open_ports, time_from
+from waiting import wait_until
 
 PORTS = [*range(1, 1025), 2375, 2762, 5355, 8000, 8080, 8443, 9100, 9464, *range(11100, 11125), 19531, 19532]
 
@@ -37,11 +38,9 @@ def test_refusals_are_counted(serving: GatewayStrategy) -> None:
         found = re.search(r'^dcmgate_firewall_refused_packets_total\{side="uplink"\} (\d+)$', text, re.M)
         return int(found[1]) if found else 0
 
-    before, end = refused(), time.monotonic() + 120
+    before = refused()
     open_ports(address(UPLINK), range(1, 101), 2)
-    while refused() < before + 100:
-        assert time.monotonic() < end
-        time.sleep(5)
+    wait_until(lambda: refused() >= before + 100, 120, lambda: f"{before} refused packets, then {refused()}", every=5)
 
 
 def test_scanners_have_the_time_from_it_and_nobody_else(serving: GatewayStrategy, figures: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from gateway import GatewayStrategy
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "rootfs/usr/lib/sysctl.d/60-dcmgate.conf"
@@ -45,13 +46,13 @@ def test_a_usb_port_takes_no_keyboard(serving: GatewayStrategy) -> None:
     serving.target.activate(serving.stick)
     serving.stick.plug_keyboard()
     try:
-        end, state = time.monotonic() + 60, ""
-        while not state and time.monotonic() < end:
-            state = serving.run("for d in /sys/bus/usb/devices/*:*; do [ \"$(cat $d/bInterfaceClass)\" = 03 ] && "
-                                "echo $(cat $d/authorized) $(readlink $d/driver); done; true")
-            time.sleep(1)
+        def keyboard() -> str:
+            return serving.run("for d in /sys/bus/usb/devices/*:*; do [ \"$(cat $d/bInterfaceClass)\" = 03 ] && "
+                               "echo $(cat $d/authorized) $(readlink $d/driver); done; true")
+
+        wait_until(keyboard, 60, "the keyboard is seen")
         time.sleep(3)
-        assert state == "0"
+        assert keyboard() == "0"
         assert serving.run("grep -c . /proc/bus/input/devices || true") == before
     finally:
         serving.stick.pull_keyboard()

@@ -15,6 +15,7 @@ from dicom import arrived, content, pacs, send, study
 from gateway import GatewayStrategy
 from releases import URL, Maker, next_version, served
 from volatile import VolatileDisk
+from waiting import wait_until
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(7200)]
 CUTS = 10
@@ -40,11 +41,13 @@ def status(box: GatewayStrategy) -> dict[str, Any]:
 
 def installing(box: GatewayStrategy, name: str) -> None:
     box.run(f"dcmgate update install --again --no-wait --from {URL}/{name}")
-    deadline = time.monotonic() + 600
-    while (stage := status(box)["progress"].get("stage")) not in ("installing", "draining", "restarting"):
+
+    def begun() -> bool:
+        stage = status(box)["progress"].get("stage")
         assert stage not in ("refused", "failed"), status(box)["progress"]
-        assert time.monotonic() < deadline, status(box)
-        time.sleep(1)
+        return stage in ("installing", "draining", "restarting")
+
+    wait_until(begun, 600, lambda: status(box))
 
 
 def test_ten_power_cuts_in_an_update(serving: GatewayStrategy, maker: Maker, version: str, tmp_path: Path,
@@ -73,10 +76,8 @@ def test_ten_power_cuts_in_an_update(serving: GatewayStrategy, maker: Maker, ver
             serving.run(f"dcmgate update install --again --no-wait --from {URL}/fourth")
             serving.console.expect(f"{fourth} is good", timeout=1200)
             serving.restarted()
-        deadline = time.monotonic() + 300
-        while {"version": fourth, "state": "good", "tries": None} not in status(serving)["menu"]:
-            assert time.monotonic() < deadline, status(serving)
-            time.sleep(2)
+        good = {"version": fourth, "state": "good", "tries": None}
+        wait_until(lambda: good in status(serving)["menu"], 300, lambda: status(serving), every=2)
         with pacs(tmp_path / "pacs") as folder:
             assert dict(content(path) for path in sent).items() <= arrived(folder, len(sent), 400).items()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from dicom import arrived, content, pacs, send, study
 from gateway import GatewayStrategy, echo
 from rootshell import RootShellProtocol
+from waiting import seconds_until, wait_until
 
 STATED = {"accept loop": 60, "dead worker thread": 120, "PID 1 stands still": 15 + 15, "kernel panic": 5 + 15,
           "spool's disk fails": 400}
@@ -38,23 +40,17 @@ def main_pid(root: RootShellProtocol, unit: str) -> int:
     return int(root.run(f"systemctl show -P MainPID dcmgate-{unit}.service"))
 
 
-def seconds_until(condition: Any, seconds: float) -> float | None:
-    """How long it took; None where it did not come to it."""
-    began = time.monotonic()
-    while time.monotonic() < began + seconds:
-        if condition():
-            return time.monotonic() - began
-        time.sleep(1)
-    return None
+def degraded(root: RootShellProtocol) -> bool:
+    return root.run("systemctl is-active dcmgate-degraded.service || true") == "active"
 
 
 def boot(box: GatewayStrategy) -> dict[str, Any]:
     return dict(json.loads(box.run("dcmgate boot --json")))
 
 
-def keep(figures: dict[str, Any], fault: str, box: GatewayStrategy) -> None:
-    """Wait until it has reset itself within its stated time, and serves; keep both figures."""
-    reset, served = box.returns(STATED[fault])
+def keep(figures: dict[str, Any], fault: str, box: GatewayStrategy, act: Callable[[], object]) -> None:
+    """Do the fault, wait until the box has reset itself within its stated time, and serves; keep both figures."""
+    reset, served = box.returns(act, STATED[fault])
     figures[f"seconds to reset, {fault}"], figures[f"seconds to serving, {fault}"] = round(reset, 1), round(served, 1)
 
 
@@ -73,7 +69,7 @@ def test_a_dead_accept_loop_and_a_stuck_forwarder_are_brought_back_by_their_unit
     took = recovers_from_a_dead_accept_loop(root)
     assert took is not None
     figures["seconds to recover, accept loop"] = round(took, 1)
-    assert seconds_until(lambda: main_pid(root, "forwarder") not in (0, before), STATED["accept loop"]) is not None
+    wait_until(lambda: main_pid(root, "forwarder") not in (0, before), STATED["accept loop"], "another forwarder")
     said = root.run("journalctl -b -o cat _PID=1 | grep -c 'Watchdog timeout' || true")
     assert int(said) >= 2
     sent = study(tmp_path / "sent", 2)
@@ -89,7 +85,7 @@ def test_the_same_with_the_watchdog_switched_off_is_not_brought_back(serving: Ga
         assert recovers_from_a_dead_accept_loop(root) is None
     finally:
         root.run("systemctl service-watchdogs yes && systemctl kill -s KILL dcmgate-receiver.service")
-    assert seconds_until(echo, 60) is not None
+    wait_until(echo, 60, "a C-ECHO is answered")
 
 
 def test_a_dead_thread_of_a_worker_is_noticed(serving: GatewayStrategy, root: RootShellProtocol,
@@ -98,9 +94,8 @@ def test_a_dead_thread_of_a_worker_is_noticed(serving: GatewayStrategy, root: Ro
     before = main_pid(root, "receiver")
     worker = root.run("pgrep -u dcmgate-receiver -f receive.process | tail -1")
     root.run(f"/usr/lib/dcmgate/bin/python {HANG} kill {worker}")
-    took = seconds_until(lambda: main_pid(root, "receiver") not in (0, before) and echo(seconds=3),
-                         STATED["dead worker thread"])
-    assert took is not None
+    took = wait_until(lambda: main_pid(root, "receiver") not in (0, before) and echo(seconds=3), STATED["dead worker thread"],
+                      "another receiver answers")
     figures["seconds to recover, dead worker thread"] = round(took, 1)
 
 
@@ -110,14 +105,14 @@ def test_a_disk_without_room_reboots_and_restarts_nothing(serving: GatewayStrate
     root.run("cd /var/spool/dcmgate && fallocate -l $(( $(stat -f -c '%a*%S' .) - (8 << 20) )) filler", 120)
     try:
         sent = study(tmp_path / "sent", 1)
-        assert seconds_until(lambda: send(sent).returncode != 0, 60) is not None
+        wait_until(lambda: send(sent).returncode != 0, 60, "the image is refused")
         time.sleep(25)
         assert echo()
         assert (boot(serving)["boot"], main_pid(root, "receiver")) == (number, pid)
-        assert root.run("systemctl is-active dcmgate-degraded.service || true") == "inactive"
+        assert not degraded(root)
     finally:
         root.run("rm /var/spool/dcmgate/filler")
-    assert seconds_until(lambda: send(sent).returncode == 0, 90) is not None
+    wait_until(lambda: send(sent).returncode == 0, 90, "the image is taken")
 
 
 def state(box: GatewayStrategy, root: RootShellProtocol) -> list[str]:
@@ -138,10 +133,8 @@ def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, folder
     assert state(box, root) == before
     alarms = [f"{alarm['severity']} {alarm['text']}" for alarm in json.loads(box.run("dcmgate --json status --once"))["alarms"]]
     with pacs(folder / "pacs") as store:
-        deadline = time.monotonic() + 600
         wanted = dict(content(path) for path in sent).items()
-        while not wanted <= arrived(store, len(sent), 20).items():
-            assert time.monotonic() < deadline, "not all has arrived"
+        wait_until(lambda: wanted <= arrived(store, len(sent), 20).items(), 600, "all has arrived", every=0)
     assert state(box, root) == before
     return alarms
 
@@ -164,15 +157,13 @@ def test_a_day_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayS
 
 def test_pid_1_that_stands_still_is_reset_by_the_board(serving: GatewayStrategy, root: RootShellProtocol,
                                                       figures: dict[str, Any]) -> None:
-    root.fire("sync; echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze")
-    keep(figures, "PID 1 stands still", serving)
+    keep(figures, "PID 1 stands still", serving, lambda: root.fire("echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze"))
     assert boot(serving)["reset"] == "watchdog"
 
 
 def test_a_kernel_panic_resets_the_machine_and_is_told(serving: GatewayStrategy, root: RootShellProtocol,
                                                       figures: dict[str, Any]) -> None:
-    root.fire("sync; echo c >/proc/sysrq-trigger")
-    keep(figures, "kernel panic", serving)
+    keep(figures, "kernel panic", serving, lambda: root.fire("echo c >/proc/sysrq-trigger"))
     said = boot(serving)
     assert said["reset"] == "panic", said
     assert "sysrq triggered crash" in said["text"]
@@ -183,16 +174,14 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
                                                                         figures: dict[str, Any], tmp_path: Path) -> None:
     sent = study(tmp_path / "sent", 2)
     assert send(sent).returncode == 0
-    root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
-    keep(figures, "spool's disk fails", serving)
+    keep(figures, "spool's disk fails", serving, lambda: root.run("xfs_io -x -c shutdown /var/spool/dcmgate"))
     first = boot(serving)
     assert first["reset"] == "escalation" and "spool" in first["text"], first
     root.run("test -s /sys/firmware/efi/efivars/DcmgateBudget-*")
     root.run("xfs_io -x -c shutdown /var/spool/dcmgate")
-    took = seconds_until(lambda: root.run("systemctl is-active dcmgate-degraded.service || true") == "active", 150)
-    assert took is not None, root.run("journalctl -b -n 60 --no-pager")
+    took = wait_until(lambda: degraded(root), 150, lambda: root.run("journalctl -b -n 60 --no-pager"))
     figures["seconds to degraded mode"] = round(took, 1)
-    assert seconds_until(echo, 30) is not None
+    wait_until(echo, 30, "a C-ECHO is answered in degraded mode")
     assert send(sent).returncode != 0
     time.sleep(10)
     assert boot(serving)["boot"] == first["boot"], "no reboot loop"
@@ -204,12 +193,12 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
     serving.transition("serving")
     second = boot(serving)
     assert (second["boot"], second["reset"]) == (first["boot"] + 1, "cut")
-    assert seconds_until(lambda: root.run("systemctl is-active dcmgate-degraded.service || true") == "active", 60) is not None
+    wait_until(lambda: degraded(root), 60, "degraded mode without a spool")
     assert send(sent).returncode != 0
     # It comes back: what was acknowledged is there.
     root.run(f"dd if=/var/lib/header of={part} bs=1M conv=fsync && rm /var/lib/header && udevadm settle", 120)
     root.run("dcmgate escalate --again receiver && systemctl start dcmgate-keeper dcmgate-forwarder", 300)
-    assert seconds_until(lambda: send(sent).returncode == 0, 120) is not None
+    wait_until(lambda: send(sent).returncode == 0, 120, "the image is taken")
     with pacs(tmp_path / "pacs") as folder:
         assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gateway import GatewayStrategy
+from waiting import wait_until
 
 
 class VolatileDisk:
@@ -50,10 +50,9 @@ class VolatileDisk:
         command = [self._root / "image-build" / "enter", "--work", self._folder, "env", f"TMPDIR={cache}", "nbdkit", "-f", "-U",
                    self._socket, "--filter=cache", "file", self._folder / "disk.raw", "cache=writeback"]
         self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not self._socket.exists():
-            assert self._server.poll() is None and time.monotonic() < deadline, "nbdkit does not start"
-            time.sleep(0.1)
+        server = self._server
+        wait_until(lambda: self._socket.exists() or server.poll() is not None, 60, "nbdkit starts", every=0.1)
+        assert server.poll() is None, "nbdkit does not start"
         self._box.transition("serving")
 
     def cut(self) -> None:
