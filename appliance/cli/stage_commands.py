@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
 import signal
-import socket
 import sys
-from contextlib import suppress
-from types import FrameType
 from typing import Any
 
 from appliance.cli import exits
@@ -43,29 +39,30 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 class _Signals:
-    """Signals, one after the other. The C handler writes a byte for each, so that one which comes in the instant before the
-    wait begins ends it too: a wait for a queue alone would sleep on."""
+    """SIGTERM, SIGINT and SIGHUP, one after the other. The C handler writes each into a pipe, so that one which comes in the
+    instant before the wait begins ends it too."""
 
     def __init__(self) -> None:
-        self._numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._bytes, self._handler = socket.socketpair()
-        self._handler.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._handler.fileno(), warn_on_full_buffer=False)
-
-    def put(self, number: int) -> None:
-        """For the handler."""
-        self._numbers.put(number)
+        self._numbers, self._handler = os.pipe()
+        os.set_blocking(self._handler, False)
+        self._wakeup = signal.set_wakeup_fd(self._handler, warn_on_full_buffer=False)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in numbers}
 
     def get(self) -> int:
-        while True:
-            with suppress(queue.Empty):
-                return self._numbers.get_nowait()
-            self._bytes.recv(64)
+        return os.read(self._numbers, 1)[0]
+
+    def last(self) -> None:
+        """From now on a SIGTERM or SIGINT ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(exits.INTERRUPTED))
 
     def close(self) -> None:
-        signal.set_wakeup_fd(self._before)
-        self._bytes.close()
-        self._handler.close()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._numbers)
+        os.close(self._handler)
 
 
 def run(site: Site, arguments: argparse.Namespace) -> int:
@@ -76,14 +73,6 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     said = log.Log("main")
     signals = _Signals()
-    stopping = False
-
-    def caught(number: int, _frame: FrameType | None) -> None:
-        if stopping and number != signal.SIGHUP:
-            os._exit(exits.INTERRUPTED)
-        signals.put(number)
-
-    before = {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     expect(*(stage for stage in arguments.stages if stage in WATCHED))
     box = Box(site.config_path, arguments.stages)
     try:
@@ -100,13 +89,11 @@ def run(site: Site, arguments: argparse.Namespace) -> int:
             except DcmgateError as e:        # a ledger that is busy, a disk that fails: no reason to end what works
                 said.error("cannot look at the configuration now: what is in force stays", error=str(e))
             notify(READY=1, STATUS=status)
-        stopping = True
+        signals.last()
         notify(STOPPING=1)
         said.info("draining", signal=signal.Signals(number).name)
     finally:
         box.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         signals.close()
     said.info("ended")
     return exits.OK

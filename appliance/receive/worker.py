@@ -20,7 +20,6 @@ from appliance.net import kick
 from appliance.net.secure import Identity
 from appliance.net.tls import Contexts
 from appliance.net.tlserrors import TlsError
-from appliance.policy import canary
 from appliance.policy.admission import CALLING_NOT_RECOGNISED
 from appliance.receive import selfecho
 from appliance.receive.association import Association
@@ -193,7 +192,7 @@ class Worker:
 
     def answer(self, arrival: Arrival, request: AssociateRequest, identity: Identity | None) -> Answer:
         """See `association.Host`."""
-        if self._token and arrival.listener != canary.LISTENER:      # what comes by the side door has a token of its own
+        if self._token:
             if selfecho.is_own(request, self._token):
                 return Answer(None, "", idle_seconds=10.0, own=True)
             if selfecho.is_left_over(request, arrival.address):
