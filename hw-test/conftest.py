@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from collector import Collector
 from gateway import GatewayStrategy
+from labgrid.exceptions import NoDriverFoundError
 from pki import Authority
 from rootshell import RootShellProtocol
 
@@ -189,7 +190,7 @@ def root(target: Any, serving: GatewayStrategy) -> RootShellProtocol:
     """A root shell in the serving device; a device without one leaves the test out."""
     try:
         shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
-    except Exception:  # noqa: BLE001  labgrid has an error of its own for it
+    except NoDriverFoundError:
         pytest.skip("this device has no root shell")
     target.activate(shell)
     return shell

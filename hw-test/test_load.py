@@ -84,9 +84,13 @@ class Scanner(threading.Thread):
         assert not self.is_alive()
 
 
+def who(box: GatewayStrategy) -> str:
+    return box.run("cat /etc/machine-id; hostname")
+
+
 def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[str, Any], seed: int = 20261122) -> None:
     """Every image that was acknowledged before a cut is there after it, as it was; it always boots; the balance is exact."""
-    chance = random.Random(seed)
+    chance, identity = random.Random(seed), who(box)
     kept: list[Path] = []
     with VolatileDisk(box, ROOT, FOLDER) as disk:
         disk.on()
@@ -99,6 +103,7 @@ def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[
             scanner.stop()
             kept += scanner.acknowledged
             disk.on()
+            assert who(box) == identity, "it is set up once"
             assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
         with pacs(folder / "pacs") as store:
             wanted = dict(content(path) for path in kept)

@@ -21,16 +21,3 @@ def test_it_waits_for_a_pacs_that_is_away(serving: GatewayStrategy, tmp_path: Pa
     assert send(sent).returncode == 0
     with pacs(tmp_path / "pacs") as folder:
         assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)
-
-
-def test_it_is_serving_again_after_the_power_was_off(serving: GatewayStrategy, tmp_path: Path) -> None:
-    """Set up once: what was acknowledged before is delivered after."""
-    machine = serving.run("cat /etc/machine-id")
-    sent = study(tmp_path / "sent", 3)
-    assert send(sent).returncode == 0
-    serving.transition("off")
-    serving.transition("serving")
-    assert serving.run("cat /etc/machine-id") == machine
-    assert serving.run("hostname") == "gate1"
-    with pacs(tmp_path / "pacs") as folder:
-        assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)
