@@ -365,11 +365,16 @@ class Stand:
             wait_until(lambda: self.disk.counts().get(("object", "truncate"), 0) > broken, 0.5)
         sender.send(instances[3:])
         wanted = len({entry.instance for entry in journal.acknowledged})
-        patience = 1.0 if self.disk.hits() else 4.0
+        hits = len(self.disk.hits())
+        patience = 1.0 if hits else 20.0      # a slow machine, too, comes to the calls of deliver and retire
+
+        def over(done: bool) -> bool:
+            return done or len(self.disk.hits()) > hits
+
         with suppress(Late):   # what does not get on because of the fault is looked at when the disk is healed
-            wait_until(lambda: len(self.pacs.files()) >= wanted, patience, every=0.05)
+            wait_until(lambda: over(len(self.pacs.files()) >= wanted), patience, every=0.05)
             kick.send(self.gateway.run / kick.KEEPER)   # confirmed at the next look, then deleted
-            wait_until(lambda: not self._held(), patience, every=0.05)
+            wait_until(lambda: over(not self._held()), patience, every=0.05)
 
     def _held(self) -> int:
         """Files in the objects' folders that are not empty."""
