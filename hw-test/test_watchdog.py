@@ -191,6 +191,7 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
     root.run(f"dd if={part} of=/var/lib/header bs=1M count=17 && dd if=/dev/zero of={part} bs=1M count=17 conv=fsync", 120)
     serving.transition("off")
     serving.transition("serving")
+    serving.target.activate(root)
     second = boot(serving)
     assert (second["boot"], second["reset"]) == (first["boot"] + 1, "cut")
     wait_until(lambda: degraded(root), 60, "degraded mode without a spool")
