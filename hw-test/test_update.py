@@ -43,8 +43,9 @@ def second(maker: Maker, version: str) -> Path:
 
 @pytest.fixture(scope="module")
 def third(maker: Maker, version: str) -> Path:
-    """The one after it: its receiver does not start."""
-    return maker.variant("third", next_version(version, 2), "systemd.mask=dcmgate-receiver.service")
+    """The one after it: its receiver does not start, and it waits less long than others for a disk that does not come."""
+    words = "systemd.mask=dcmgate-receiver.service systemd.default_device_timeout_sec=60"
+    return maker.variant("third", next_version(version, 2), words)
 
 
 def status(box: GatewayStrategy) -> dict[str, Any]:
@@ -179,18 +180,21 @@ REFUSED_BY_FIRMWARE = r"(?i)(access denied|security violation|failed to start|er
 
 
 def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, version: str, tmp_path: Path) -> None:
-    """Newest in the boot menu: a UKI with a changed byte, one without signature, a root with a changed byte. None is used."""
+    """First in the boot menu: a UKI with a changed byte, one without signature, a root with a changed byte. None is used.
+
+    systemd-boot goes by the version that a UKI has within, and by its name where that is the same.
+    """
     second, third_version = next_version(version), next_version(version, 2)
     serving.transition("off")
     disk = Disk(FOLDER / "disk.raw", in_tools)
-    good = FOLDER / "good.efi"
-    disk.get(f"dcmgate_{second}.efi", good)
-    data = bytearray(good.read_bytes())
+    newest = FOLDER / "newest.efi"
+    disk.get(f"dcmgate_{third_version}+0-2.efi", newest)
+    data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     (FOLDER / "bad.efi").write_bytes(data)
     disk.put(FOLDER / "bad.efi", "dcmgate_9.1.0+1-0.efi")
-    in_tools("sbattach", "--remove", good)
-    disk.put(good, "dcmgate_9.0.0+1-0.efi")
+    in_tools("sbattach", "--remove", newest)
+    disk.put(newest, "dcmgate_9.0.0+1-0.efi")
     disk.rename(f"dcmgate_{third_version}+0-2.efi", f"dcmgate_{third_version}+1-1.efi")
     disk.flip(disk.named(f"dcmgate_{third_version}")[0], 1024)
     serving.target.activate(serving.console)
