@@ -14,6 +14,9 @@ from labgrid.driver import QEMUDriver
 from labgrid.factory import target_factory
 from pexpect import TIMEOUT
 
+START_SECONDS = 60
+"""QEMU that ends at once calls nobody."""
+
 PAUSE = 0.01
 """Seconds in which a little more may come: what expects something looks at a page and not at a byte."""
 
@@ -35,6 +38,7 @@ class ReadQEMUDriver(QEMUDriver):  # type: ignore[misc]  # labgrid has no types
         if self._reader is not None:
             self._reader.join()      # its end of the line is gone with the machine
         self._said.clear()           # what an earlier boot said is no answer to what is expected of this one
+        self._socket.settimeout(START_SECONDS)
         super().on()
         line = self._clientsocket
         line.setblocking(True)
