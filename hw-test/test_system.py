@@ -33,6 +33,7 @@ def test_the_kernel_s_own_locks(serving: GatewayStrategy) -> None:
         assert word in command_line.split()
     assert "[integrity]" in serving.run("cat /sys/kernel/security/lockdown")
     assert serving.run("cat /sys/module/module/parameters/sig_enforce") == "Y"
+    assert serving.run("cd /proc/sys/kernel && cat softlockup_panic panic_on_rcu_stall max_rcu_stall_to_panic") == "1\n1\n2"
 
 
 def test_a_crash_leaves_no_memory_behind(serving: GatewayStrategy) -> None:

@@ -106,7 +106,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
         server.wait(3)
     except subprocess.TimeoutExpired:
         server.terminate()
-        server.wait(20)
+        server.wait(120)
 
 
 class RecordedDisk:

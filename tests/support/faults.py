@@ -247,7 +247,7 @@ def failing_disk(mount: Path, mib: int = 64) -> Iterator[FailingDisk]:
 
 def _ended(server: subprocess.Popen[bytes]) -> None:
     try:
-        server.wait(20)
+        server.wait(120)
     except subprocess.TimeoutExpired:
         server.kill()
         raise

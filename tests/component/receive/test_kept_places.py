@@ -12,6 +12,7 @@ import pytest
 from appliance.config.settings import Listener, Peer
 from tests.support.acceptor import config, connect, receiving, session
 from tests.support.scu import IMPLICIT, VERIFICATION, associate_request
+from tests.support.waiting import wait_until
 
 ACCEPTED = b"\2"
 
@@ -38,8 +39,10 @@ def test_a_known_scanner_comes_in_while_many_addresses_hold_all_they_can_get(tmp
         assert sum(answer(sock) == ACCEPTED for sock in strangers) == 18, "three quarters"
         for _ in range(6):
             answer(stack.enter_context(calls(box.port, "127.0.1.1")))
+        before = box.receiver.associations
         for _ in range(5):
             began = time.monotonic()
             with session(box.port) as scanner:
                 assert scanner.echo() == 0
                 assert time.monotonic() - began <= 1.0, "a hard deadline of the product"
+            wait_until(lambda: box.receiver.associations == before, 10, "its place is free again")
