@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -39,11 +40,11 @@ def study(folder: Path, count: int, rows: int = 512, **values: str) -> list[Path
     return paths
 
 
-def content(path: Path) -> tuple[str, bytes]:
-    """SOP Instance UID, and the bytes of the data set without the file meta group, which every relay writes anew."""
+def content(path: Path) -> tuple[str, str]:
+    """SOP Instance UID, and the SHA-256 of the data set without the file meta group, which every relay writes anew."""
     raw = path.read_bytes()
     end = 144 + int.from_bytes(raw[140:144], "little")
-    return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID), raw[end:]
+    return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID), hashlib.sha256(raw[end:]).hexdigest()
 
 
 def sender(paths: list[Path], called: str = "DCMGATE") -> list[str]:
@@ -67,7 +68,7 @@ def pacs(folder: Path) -> Iterator[Path]:
             process.terminate()
 
 
-def arrived(folder: Path, count: int, seconds: float = 120) -> dict[str, bytes]:
+def arrived(folder: Path, count: int, seconds: float = 120) -> dict[str, str]:
     """What the PACS has, once it has so many and none of them grows any more; what there is when the time is over."""
     end = time.monotonic() + seconds
     before: dict[Path, int] = {}

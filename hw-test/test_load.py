@@ -9,7 +9,8 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
 from conftest import FOLDER, ROOT
@@ -57,7 +58,7 @@ def test_a_study_arrives_although_a_service_restarts(service: str, serving: Gate
 
 
 class Scanner(threading.Thread):
-    """Sends one small study after the other until it is stopped. `acknowledged`: what of them, as storescu has seen it."""
+    """Sends one small study after the other, as long as it is open. `acknowledged`: what of them, as storescu has seen it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -75,8 +76,11 @@ class Scanner(threading.Thread):
                 said = self._now.communicate(timeout=600)[0]
             self.acknowledged += [Path(name) for name in acknowledged(said)]
 
-    def stop(self) -> None:
-        """After the power went: nobody answers any more."""
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
         if self._now is not None:
             self._now.terminate()
@@ -84,26 +88,20 @@ class Scanner(threading.Thread):
         assert not self.is_alive()
 
 
-def who(box: GatewayStrategy) -> str:
-    return box.run("cat /etc/machine-id; hostname")
-
-
 def cut_under_load(cuts: int, box: GatewayStrategy, folder: Path, figures: dict[str, Any], seed: int = 20261122) -> None:
     """Every image that was acknowledged before a cut is there after it, as it was; it always boots; the balance is exact."""
-    chance, identity = random.Random(seed), who(box)
+    chance, identity = random.Random(seed), box.run("cat /etc/machine-id")
     kept: list[Path] = []
     with VolatileDisk(box, ROOT, FOLDER) as disk:
         disk.on()
         for number in range(cuts):
-            scanner = Scanner(folder / f"cut{number}")
-            scanner.start()
-            wait_until(lambda scanner=scanner: scanner.acknowledged, 120, "a first image is acknowledged", every=0.2)
-            time.sleep(chance.uniform(0, 15))
-            disk.cut()
-            scanner.stop()
+            with Scanner(folder / f"cut{number}") as scanner:
+                wait_until(lambda scanner=scanner: scanner.acknowledged, 120, "a first image is acknowledged", every=0.2)
+                time.sleep(chance.uniform(0, 15))
+                disk.cut()
             kept += scanner.acknowledged
             disk.on()
-            assert who(box) == identity, "it is set up once"
+            assert box.run("cat /etc/machine-id; hostname").split() == [identity, "gate1"], "it is set up once"
             assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
         with pacs(folder / "pacs") as store:
             wanted = dict(content(path) for path in kept)
