@@ -128,8 +128,8 @@ def in_tools(*command: str | os.PathLike[str], works: tuple[Path, ...] = ()) -> 
 
 
 def enroll_keys(empty: str, variables: Path) -> None:
-    """UEFI variables of a box that boots what the builder has signed, and nothing else: Secure Boot is on. `empty` are those of a
-    board as it is made."""
+    """UEFI variables of a box that boots what the builder has signed, and nothing else: Secure Boot is on. `empty` are those of
+    a board as it is made."""
     owner, certificate = "3d1b9a52-6f0e-4a3b-8f0c-5a1c1d7e9b44", str(keys() / "secure-boot.crt")
     enrolled = [word for kind in ("--set-pk", "--add-kek", "--add-db") for word in (kind, owner, certificate)]
     in_tools("virt-fw-vars", "--input", empty, "--output", variables, *enrolled, "--secure-boot",
