@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench kills proof soak trace man image installer test-vm test-vm-full clean
+.PHONY: help run test lint bench kills proof soak trace man image image-arm64 installer test-vm test-vm-full test-vm-arm64 clean
 
 PYTHON := .venv/bin/python
 CORES := $(shell nproc 2>/dev/null || echo 2)
@@ -12,7 +12,7 @@ ROUNDS ?= 200
 MINUTES ?= 30
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 run: ## a gateway, its archive and a simulated scanner to watch; ONCE=1 ends after the balance, ADDRESS=0.0.0.0 for real scanners
 	@.ci/setup run
@@ -58,6 +58,10 @@ image: ## the system image for an x86-64 PC, in build/image; needs root and a De
 	@.ci/setup dev image
 	@image-build/build
 
+image-arm64: ## the one for a Raspberry Pi 4, in build/image-arm64; QEMU runs its programs meanwhile
+	@.ci/setup dev image
+	@image-build/build arm64
+
 installer: ## the image of the installer's stick, beside the system image
 	@.ci/setup dev image
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
@@ -70,6 +74,12 @@ test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM
 
 test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot
 	@$(MAKE) --no-print-directory test-vm VM="--full $(VM)"
+
+test-vm-arm64: ## the arm64 image in QEMU, started by AAVMF and by U-Boot; into build/vm-arm64.json and build/vm-uboot.json
+	@.ci/setup dev peers image
+	@[[ -n $$(compgen -G 'build/image-arm64/dcmgate_*.efi') ]] || image-build/build arm64
+	@status=0; hw-test/run vm-arm64 test_boot.py test_secure_boot.py test_path.py test_system.py test_tries.py $(VM) || status=$$?; \
+	hw-test/run vm-uboot test_boot.py test_path.py test_tries.py $(VM) || status=$${status/#0/1}; exit $$status
 
 clean: ## everything that was made here, the environment included
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache ./*.egg-info

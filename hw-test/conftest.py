@@ -1,4 +1,4 @@
-"""What all suites share: the device in a state, the stick, named checks and figures in build/vm.json.
+"""What all suites share: the device in a state, the stick, named checks and figures in build/vm.json (by the environment file).
 
 Sides, as the cables are: scanners 10.99.1.0/24, uplink 10.99.2.0/24, management 10.99.3.0/24; the box is .2, we are .10.
 """
@@ -17,6 +17,7 @@ import pytest
 from collector import Collector
 from gateway import GatewayStrategy
 from labgrid.exceptions import NoDriverFoundError
+from machine import DEVICE, IMAGES
 from pki import Authority
 from rootshell import RootShellProtocol
 
@@ -106,10 +107,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def image() -> Path:
-    """The newest image that `make image` has built."""
-    found = sorted((ROOT / "build" / "image").glob("dcmgate_*.raw"), key=lambda path: path.stat().st_mtime)
+    """The newest image that was built for devices of this type."""
+    found = sorted(IMAGES.glob("dcmgate_*.raw"), key=lambda path: path.stat().st_mtime)
     found = [path for path in found if path.name.count(".") <= 3 and not path.stem.endswith(("esp", "root", "verity"))]
-    assert found, "there is no image: run `make image`"
+    assert found, f"there is no image for {DEVICE}: run `make image`"
     return found[-1]
 
 
@@ -126,20 +127,22 @@ def in_tools(*command: str | os.PathLike[str], works: tuple[Path, ...] = ()) -> 
     return done.stdout
 
 
-def enroll_keys(variables: Path) -> None:
-    """UEFI variables of a box that boots what the builder has signed, and nothing else: Secure Boot is on."""
+def enroll_keys(empty: str, variables: Path) -> None:
+    """UEFI variables of a box that boots what the builder has signed, and nothing else: Secure Boot is on. `empty` are those of
+    a board as it is made."""
     owner, certificate = "3d1b9a52-6f0e-4a3b-8f0c-5a1c1d7e9b44", str(keys() / "secure-boot.crt")
     enrolled = [word for kind in ("--set-pk", "--add-kek", "--add-db") for word in (kind, owner, certificate)]
-    in_tools("virt-fw-vars", "--input", "/usr/share/OVMF/OVMF_VARS_4M.fd", "--output", variables, *enrolled, "--secure-boot",
+    in_tools("virt-fw-vars", "--input", empty, "--output", variables, *enrolled, "--secure-boot",
              works=(keys(),))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machine_files() -> None:
+def machine_files(env: Any) -> None:
     """The disk of a new box, UEFI variables with the builder's keys, a key for the person, and the stick."""
     for name in ("disk.raw", "key", "key.pub"):
         (FOLDER / name).unlink(missing_ok=True)
-    enroll_keys(FOLDER / "vars.fd")
+    if variables := env.config.get_option("variables", ""):
+        enroll_keys(variables, FOLDER / "vars.fd")
     subprocess.run(["cp", "--sparse=always", image(), FOLDER / "disk.raw"], check=True)
     os.truncate(FOLDER / "disk.raw", 8 << 30)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", FOLDER / "key"], check=True)
@@ -214,4 +217,4 @@ def pytest_sessionfinish() -> None:
     reasons = {name: one["reason"] for name, one in OUTCOMES.items() if one["outcome"] != "passed"}
     checks = {name: {"outcome": one["outcome"], "seconds": one["seconds"]} for name, one in OUTCOMES.items()}
     result = {"checks": checks, "figures": FIGURES, "totals": {**count, "reasons": reasons}}
-    (ROOT / "build" / "vm.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(f"{FOLDER}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -16,6 +16,9 @@ from gateway import GatewayStrategy, Status
 
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
+DEVICE = os.environ["DCMGATE_IMAGE_DEVICE"]
+IMAGES = ROOT / "build" / ("image" if DEVICE == "x86-64" else f"image-{DEVICE}")
+"""Where `image-build/build` puts what it builds for devices of this type."""
 FIRST = FOLDER / "disk.raw"
 GIB = 1 << 30
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from machine import IMAGES
+
 SERVER = ("10.99.2.10", 8000)
 URL = "http://10.99.2.10:8000"
 
@@ -39,7 +41,7 @@ class Maker:
         """That version of the image, with words behind the command line of its kernel."""
         parts, tools = self.folder / f".{name}", self.root / "image-build"
         self._run(tools / "enter", "--work", self.root, "--work", self.keys, self.root / "hw-test" / "variant",
-                  self.root / "build" / "image", self.version, version, parts, self.keys, *words)
+                  IMAGES, self.version, version, parts, self.keys, *words)
         self._run(tools / "release", parts / "root.raw", parts / "verity.raw", parts / "uki.efi", version,
                   self.folder / name)
         shutil.rmtree(parts)

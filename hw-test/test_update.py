@@ -14,6 +14,7 @@ import pytest
 from conftest import FOLDER, ROOT, image, in_tools, keys
 from dicom import arrived, pacs, send, study
 from gateway import GatewayStrategy
+from machine import DEVICE
 from partitions import Disk
 from releases import Maker, next_version, served
 from waiting import wait_until
@@ -84,8 +85,9 @@ def test_an_older_version_is_refused(serving: GatewayStrategy, maker: Maker, sec
 
 
 def test_a_release_for_another_device_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
-    maker.renamed("device", second, "dcmgate-x86-64_", "dcmgate-arm64_")
-    assert asked(serving, "device") == ("refused: it is for arm64, and this box is x86-64", 4)
+    other = "arm64" if DEVICE == "x86-64" else "x86-64"
+    maker.renamed("device", second, f"dcmgate-{DEVICE}_", f"dcmgate-{other}_")
+    assert asked(serving, "device") == (f"refused: it is for {other}, and this box is {DEVICE}", 4)
 
 
 def test_a_release_that_is_cut_off_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
