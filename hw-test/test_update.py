@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import FOLDER, ROOT, image, in_tools, keys
 from dicom import arrived, pacs, send, study
-from gateway import GatewayStrategy
+from gateway import GatewayStrategy, Status
 from machine import DEVICE
 from partitions import Disk
 from releases import Maker, next_version, served
@@ -178,7 +178,7 @@ def test_a_version_that_does_not_prove_itself_goes_back(serving: GatewayStrategy
 
 # --- what is not as it was signed ----------------------------------------------------------------------------------------
 
-REFUSED_BY_FIRMWARE = r"(?i)(access denied|security violation|failed to start|error (loading|starting|preparing))"
+REFUSED_BY_FIRMWARE = r"(?i)(access denied|security violation)"
 
 
 def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, version: str, tmp_path: Path) -> None:
@@ -201,18 +201,11 @@ def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, ve
     disk.flip(disk.named(f"dcmgate_{third_version}")[0], 1024)
     serving.target.activate(serving.console)
     serving.power.on()
-    serving.console.expect(REFUSED_BY_FIRMWARE, timeout=120)
-    serving.console.expect(rf"9\.1\.0 could not be started, {second} runs", timeout=900)
-    serving.restarted()      # the firmware went on to what has proven itself, and that is not blessed in the other's name
-    assert status(serving)["running"] == second
-    serving.transition("off")
-    serving.target.activate(serving.console)
-    serving.power.on()
-    serving.console.expect(REFUSED_BY_FIRMWARE, timeout=120)
-    serving.transition("off")
-    assert {"dcmgate_9.0.0+0-1.efi", "dcmgate_9.1.0+0-1.efi"} <= set(disk.menu())
-    serving.target.activate(serving.console)
-    serving.power.on()
+    serving.status = Status.unknown
+    # The firmware goes on to what has proven itself, which is not blessed in the other's name; then the next of the menu.
+    for name in ("9.1.0", "9.0.0"):
+        serving.console.expect(REFUSED_BY_FIRMWARE, timeout=300)
+        serving.console.expect(rf"{re.escape(name)} could not be started, {second} runs", timeout=900)
     serving.console.expect(r"the root cannot be entered", timeout=600)
     serving.console.expect(r"Reached target .*multi-user\.target", timeout=900)
     serving.restarted()

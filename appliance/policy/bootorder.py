@@ -47,10 +47,13 @@ def _text(text: str) -> bytes:
 
 
 def order(known: Sequence[int], current: int | None, count: int) -> list[int]:
-    """The boot order with `count` options of ours behind the one that was booted, or behind the first; others keep their
-    place. Empty where the firmware has none: then it is not ours to begin one."""
+    """The boot order with `count` options of ours behind the one that was booted; where that was one of ours, where they are;
+    else behind the first. Others keep their place. Empty where the firmware has none: then it is not ours to begin one."""
     others = [number for number in known if number not in OURS]
     if not others:
         return []
-    behind = others.index(current) + 1 if current in others else 1
+    if current in others:
+        behind = others.index(current) + 1
+    else:
+        behind = next((place for place, number in enumerate(known) if number in OURS), 1)
     return [*others[:behind], *OURS[:count], *others[behind:]]

@@ -29,5 +29,6 @@ def test_ours_stand_behind_the_one_that_was_booted() -> None:
     assert order([2, 1, 0], 1, 1) == [2, 1, 0xDC00, 0]
     assert order([1, 0xDC00, 0xDC01, 2], 1, 1) == [1, 0xDC00, 2]
     assert order([1, 0xDC00, 2], 0xDC00, 2) == [1, 0xDC00, 0xDC01, 2], "booted by one of ours: the menu stays the first"
+    assert order([0, 1, 0xDC00, 2], 0xDC00, 2) == [0, 1, 0xDC00, 0xDC01, 2], "behind the menu, wherever that is"
     assert order([1, 2], None, 1) == [1, 0xDC00, 2]
     assert order([], None, 1) == []
