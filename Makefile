@@ -72,8 +72,10 @@ test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
 	@hw-test/run vm $(VM)
 
-test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot
-	@$(MAKE) --no-print-directory test-vm VM="--full $(VM)"
+test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot; in LANES lanes
+	@.ci/setup dev peers image
+	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
+	@hw-test/lanes.py vm --full $(VM)
 
 test-vm-arm64: ## the arm64 image in QEMU, started by AAVMF and by U-Boot; into build/vm-arm64.json and build/vm-uboot.json
 	@.ci/setup dev peers image

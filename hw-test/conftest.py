@@ -17,6 +17,7 @@ import pytest
 from collector import Collector
 from gateway import GatewayStrategy
 from labgrid.exceptions import NoDriverFoundError
+from lanes import MINUTES, shared_out
 from machine import DEVICE, IMAGES
 from pki import Authority
 from rootshell import RootShellProtocol
@@ -102,8 +103,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        _leave_out(config, items, [bool(item.get_closest_marker("full")) for item in items])
+    number, _, lanes = os.environ.get("DCMGATE_LANE", "1/1").partition("/")
+    lane_of = shared_out([minutes(item) for item in items], int(lanes))
+    _leave_out(config, items, [lane != int(number) - 1 for lane in lane_of])
+
+
+def minutes(item: pytest.Item) -> float:
+    """What a check takes, about."""
+    full = item.get_closest_marker("full")
+    return full.kwargs["minutes"] if full else MINUTES
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], out: list[bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item, left in zip(items, out, strict=True) if left])
+    items[:] = [item for item, left in zip(items, out, strict=True) if not left]
 
 
 def image() -> Path:

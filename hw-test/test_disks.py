@@ -82,7 +82,7 @@ def start(box: GatewayStrategy) -> None:
     box.power.on()
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=10)
 @pytest.mark.timeout(5400)
 def test_the_disk_in_another_machine_is_unreadable_until_the_recovery_key_is_given(serving: GatewayStrategy) -> None:
     """Another TPM: the box boots on memory and says so. With the stick it opens, and is sealed to that TPM from then on."""
@@ -114,7 +114,7 @@ def without_tpm(box: GatewayStrategy) -> Iterator[GatewayStrategy]:
         yield other
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=5)
 @pytest.mark.timeout(5400)
 def test_a_box_without_a_tpm_boots_and_says_that_theft_is_not_covered(without_tpm: GatewayStrategy) -> None:
     for _ in range(2):
@@ -150,7 +150,7 @@ def wait_for_mirror(box: GatewayStrategy) -> None:
     wait_until(lambda: said(box)["redundant"], 900, lambda: said(box), every=5)
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=15)
 @pytest.mark.timeout(5400)
 def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[GatewayStrategy, Path], tmp_path: Path) -> None:
     box, _second = mirrored
@@ -184,7 +184,7 @@ def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[Gatew
     assert said(box)["errors_mended"] > 0
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=5)
 @pytest.mark.timeout(5400)
 def test_a_reset_makes_a_new_box_and_keeps_who_did_it(box: GatewayStrategy, tmp_path: Path) -> None:
     with new_box(box, image()):

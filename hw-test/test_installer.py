@@ -11,7 +11,7 @@ from dicom import arrived, content, pacs, send, study
 from gateway import BOOT_SECONDS, GatewayStrategy, Status
 from machine import environment, new_box
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.full(minutes=12), pytest.mark.timeout(5400)]
 
 
 def stick() -> str:

@@ -119,7 +119,7 @@ def test_no_power_cut_under_load_loses_an_image(serving: GatewayStrategy, figure
     cut_under_load(CUTS, serving, tmp_path, figures)
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=40)
 @pytest.mark.timeout(7200)
 def test_no_power_cut_of_many_under_load_loses_an_image(serving: GatewayStrategy, figures: dict[str, Any],
                                                         tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from releases import URL, Maker, next_version, served
 from volatile import VolatileDisk
 from waiting import wait_until
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.timeout(7200)
 CUTS = 10
 HANGS = "systemd.run=\"/bin/sh -c 'echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger'\""
 
@@ -50,6 +50,7 @@ def installing(box: GatewayStrategy, name: str) -> None:
     wait_until(begun, 600, lambda: status(box))
 
 
+@pytest.mark.full(minutes=35)
 def test_ten_power_cuts_in_an_update(serving: GatewayStrategy, maker: Maker, version: str, tmp_path: Path,
                                      figures: dict[str, Any], seed: int = 5) -> None:
     """It always boots what ran or, where the update was whole, the new version; no image is lost; it is blessed in the end."""
@@ -82,6 +83,7 @@ def test_ten_power_cuts_in_an_update(serving: GatewayStrategy, maker: Maker, ver
             assert dict(content(path) for path in sent).items() <= arrived(folder, len(sent), 400).items()
 
 
+@pytest.mark.full(minutes=9)
 def test_a_kernel_that_hangs_ends_its_tries_by_the_watchdog(serving: GatewayStrategy, maker: Maker, version: str,
                                                             figures: dict[str, Any]) -> None:
     fifth, before = next_version(version, 4), status(serving)["running"]

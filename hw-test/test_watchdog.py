@@ -204,7 +204,7 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
         assert arrived(folder, len(sent), 400) == dict(content(path) for path in sent)
 
 
-@pytest.mark.full
+@pytest.mark.full(minutes=62)
 @pytest.mark.timeout(5400)
 def test_an_hour_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
                                                                 tmp_path: Path) -> None:
