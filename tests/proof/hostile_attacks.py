@@ -26,7 +26,17 @@ from tests.support import corpus, objects
 from tests.support.acceptor import connect
 from tests.support.dicom_mutations import mutate
 from tests.support.objects import Instance
-from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, associate_request, echo_command, fragments, store_command
+from tests.support.scu import (
+    IMPLICIT,
+    VERIFICATION,
+    Lost,
+    Scanner,
+    associate_request,
+    echo_command,
+    fragments,
+    pdata,
+    store_command,
+)
 
 MIB = 1 << 20
 RESET = struct.pack("ii", 1, 0)
@@ -86,10 +96,6 @@ class Peer:
                 self.done[f"status {status:04X}"] += 1
                 if status == 0:
                     self.journal.acknowledge(instance)
-
-
-def pdata(context: int, control: int, body: bytes) -> bytes:
-    return struct.pack(">BxLLBB", 4, len(body) + 6, len(body) + 2, context, control) + body
 
 
 def begun(peer: Peer, report: Instance) -> Scanner:

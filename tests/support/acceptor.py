@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = Limits(first_pdu=0.4, pdu=0.4, progress=0.6, store=0.5, send=0.5, closing=0.3, scan=0.05, tick=0.2)
 """Deadlines that a test can wait for."""
 
+SLOW = Limits(scan=0.05, tick=0.2)
+"""The product's own deadlines: what ends here is not ended by them."""
+
 OPEN = Listener(id="lan", address="127.0.0.1", ports=(0,), unknown="admit")
 """Lets everybody in, on any free port."""
 

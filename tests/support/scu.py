@@ -73,6 +73,11 @@ def echo_command(message: int) -> bytes:
                      (0x0800, b"\x01\x01")])
 
 
+def pdata(context: int, control: int, body: bytes) -> bytes:
+    """One P-DATA-TF PDU with one PDV (PS3.8 9.3.5)."""
+    return struct.pack(">BxLLBB", 4, len(body) + 6, len(body) + 2, context, control) + body
+
+
 def fragments(parts: Iterable[Buffer], length: int, context: int, limit: int) -> Iterator[Buffer]:
     """P-DATA-TF PDUs of one data set: a header and views for each, at most `limit` bytes of PDV value in each."""
     room = limit - 6

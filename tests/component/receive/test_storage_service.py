@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from appliance.receive import Limits, services
 from appliance.spool import writer
 from tests.support import objects
 from tests.support.acceptor import (
+    SLOW,
     Box,
     aborted,
     ask,
@@ -33,22 +33,26 @@ from tests.support.acceptor import (
     session,
 )
 from tests.support.disk import FaultyOs
-from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, contexts_of, echo_command, fragments, store_command
+from tests.support.scu import (
+    IMPLICIT,
+    VERIFICATION,
+    Lost,
+    Scanner,
+    contexts_of,
+    echo_command,
+    fragments,
+    pdata,
+    store_command,
+)
 from tests.support.waiting import wait_until
 
 LOCAL_LIMIT = (2, 3, 2)
 REPORT = objects.sr(1)
-SLOW = Limits(scan=0.05, tick=0.2)
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    with receiving(tmp_path, limits=SLOW) as made:
-        yield made
-
-
-def pdata(context: int, control: int, body: bytes) -> bytes:
-    return struct.pack(">BxLLBB", 4, len(body) + 6, len(body) + 2, context, control) + body
+def box(patient_box: Box) -> Box:
+    return patient_box
 
 
 @pytest.mark.requirement("conformance: statuses")
