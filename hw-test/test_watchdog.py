@@ -188,7 +188,8 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
     assert "degraded mode" in serving.run("dcmgate status --once; true")
     # At the next boot there is no spool at all: degraded mode at once, and no reboot.
     part = root.run("readlink -f /dev/disk/by-partlabel/dcmgate-spool")
-    root.run(f"dd if={part} of=/var/lib/header bs=1M count=17 && dd if=/dev/zero of={part} bs=1M count=17 conv=fsync", 120)
+    root.run(f"dd if={part} of=/var/lib/header bs=1M count=17 && sync", 120)
+    root.run(f"dd if=/dev/zero of={part} bs=1M count=17 conv=fsync", 120)
     serving.transition("off")
     serving.transition("serving")
     serving.target.activate(root)
