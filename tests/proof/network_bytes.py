@@ -62,7 +62,9 @@ def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bo
     with ExitStack() as stack:
         archives = [stack.enter_context(peers.storescp(folder / f"pacs{lane}", profile=False)) for lane in range(LANES)]
         if orthanc:
-            archives[0] = stack.enter_context(peers.orthanc(folder / "orthanc"))
+            # One thread of it answers association requests: a peer that stands still in one keeps all others waiting for
+            # so long, and each attempt of the gateway meanwhile doubles its back-off.
+            archives[0] = stack.enter_context(peers.orthanc(folder / "orthanc", settings={"DicomScpTimeout": 2}))
         proxies = [stack.enter_context(Proxy(archive.port)) for archive in archives]
         site = stack.enter_context(Gateway(folder / "site", [
             to_peer(archive, id=f"d{lane}", port=proxy.port, connect_seconds=2.0, progress_seconds=PROGRESS, linger_seconds=0.1)
