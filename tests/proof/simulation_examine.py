@@ -174,16 +174,16 @@ def _patient_person(world: World) -> None:
         "SELECT DISTINCT number FROM deliveries WHERE state = 'held' AND reason <> 'order'")]
     late = {row[0] for row in world.look_up("SELECT number FROM deliveries WHERE state = 'held' AND reason = 'late'")}
     given_up = world.look_up("SELECT number, destination FROM deliveries WHERE state = 'parked'")
-    parked = {destination for _, destination in given_up}
-    # Of these two a person decides that they go out after what came later under their UID.
+    parked = {where: [f"{number:x}" for number, at in given_up if at == where] for _, where in given_up}
+    # Of these two a person decides that they go out after what came later under their UID: so they are asked for by number.
     late |= {number for number, _ in given_up}
     world.oracle.disturbed |= {world.oracle.instances[number].uid for number in late}
     with suppress(DcmgateError):
         if held:
             world.act(world.holder.process, partial(verbs["release"], "anna", {"numbers": held}))
-        for site in sorted(parked):
+        for site, numbers in sorted(parked.items()):
             if world.holder is not None:
-                world.act(world.holder.process, partial(verbs["requeue"], "anna", {"queue": site}))
+                world.act(world.holder.process, partial(verbs["requeue"], "anna", {"numbers": numbers, "destination": site}))
 
 
 def _nothing_owed(world: World) -> bool:
