@@ -68,11 +68,15 @@ def run(budget: Budget) -> Figures:
 
 
 class Book:
-    """The cases that are done, in a file of JSON lines. `add` may be called from any thread."""
+    """The cases that are done, in a file of JSON lines. `add` may be called from any thread.
+
+    `broken`: cases in which the instrument itself failed. They are failures of this run; the next one tries them again.
+    """
 
     def __init__(self, path: Path, version: str) -> None:
         self.path, self.version = path, version
         self.done: dict[str, dict[str, Any]] = {}
+        self.broken: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -84,6 +88,9 @@ class Book:
 
     def add(self, entry: dict[str, Any]) -> None:
         with self._lock:
+            if entry.get("broken"):
+                self.broken[entry["case"]] = entry
+                return
             self.done[entry["case"]] = {"version": self.version, **entry}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.done[entry["case"]]) + "\n")
@@ -96,7 +103,7 @@ class Book:
         calls: dict[str, Counter[str]] = {}
         counts: Counter[str] = Counter()
         seconds = 0.0
-        for case, entry in sorted(self.done.items()):
+        for case, entry in sorted((self.done | self.broken).items()):
             path = case.split()[0]
             counts["cases"] += 1
             counts["kills"] += entry["kills"]
@@ -174,7 +181,7 @@ class Worker:
             answer = self._line()
         if answer is None:
             return {"case": case, "kills": 0, "at": [], "acknowledged": 0, "lost": 0, "altered": 0, "unaccounted": 0,
-                    "failures": ["the worker ended"], "seconds": 0.0, "gone": True}
+                    "failures": ["the worker ended"], "seconds": 0.0, "broken": True, "gone": True}
         return answer
 
     def _line(self) -> dict[str, Any] | None:

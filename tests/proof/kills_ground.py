@@ -25,6 +25,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import appliance
 import appliance.cli.main as command_line
 from appliance.clock import SystemClock
@@ -45,7 +47,7 @@ from tests.support.objects import Instance
 from tests.support.peers import Destination
 from tests.support.scu import Lost, Scanner, contexts_of
 from tests.support.syscalls import BEFORE, Victim, living
-from tests.support.waiting import wait_until
+from tests.support.waiting import Late, wait_until
 
 UNSENT = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.DEFERRED, DeliveryState.HELD)
 PARKED = (DeliveryState.PARKED,)
@@ -154,6 +156,19 @@ class Run:
     seconds: float
 
 
+class NotBegun(AssertionError):
+    """A case that could not begin, for what the one before it left behind: nothing is known of it."""
+
+
+def _associated(child: str) -> str:
+    """With whom that child of storescp has its association."""
+    with suppress(psutil.Error):
+        ends = [(each.laddr, each.raddr) for each in psutil.Process(int(child)).net_connections("tcp") if each.raddr]
+        others = [(each.pid, each.status) for each in psutil.net_connections("tcp") if (each.raddr, each.laddr) in ends]
+        return f"{child} {ends}, held by {others}"
+    return f"{child} is gone"
+
+
 class Ground:
     """One gateway with its surroundings, put back to one of its templates for each case. For one process with one thread."""
 
@@ -206,7 +221,10 @@ class Ground:
         """Until it has no association (a child each): of one that broke off it deletes the half of an object that it has."""
         assert self.pacs.process is not None
         children = Path(f"/proc/{self.pacs.process.pid}/task/{self.pacs.process.pid}/children")
-        wait_until(lambda: not children.read_text(), 20, "storescp has ended its associations", every=0.001)
+        try:
+            wait_until(lambda: not children.read_text(), 20, "storescp has ended its associations", every=0.001)
+        except Late as error:
+            raise NotBegun(f"{error}: {'; '.join(map(_associated, children.read_text().split()))}") from None
 
     # --- runs -------------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.proof.kills_cases import Kill, Measured, parse
-from tests.proof.kills_ground import COURSES, Course, Ground, Run, ground
+from tests.proof.kills_ground import COURSES, Course, Ground, NotBegun, Run, ground
 from tests.proof.oracle import Verdict
 
 
@@ -108,7 +108,7 @@ def main(folder: str, breakage: str = "") -> int:
                 _say(one(field, line.strip()))
             except Exception as e:  # noqa: BLE001  an instrument that fails at a case says so, and goes on
                 _say({"case": line.strip(), "kills": 0, "at": [], "acknowledged": 0, "lost": 0, "altered": 0, "unaccounted": 0,
-                      "failures": [f"{type(e).__name__}: {e}"[:2000]], "seconds": 0.0})
+                      "failures": [f"{type(e).__name__}: {e}"[:2000]], "seconds": 0.0, "broken": isinstance(e, NotBegun)})
     return 0
 
 

@@ -50,6 +50,11 @@ def cases(seed: int, most: int = 0) -> list[Cut]:
     return [cut for _, cut in order][:most or None]
 
 
+ORTHANC_HANGS = 30.0
+"""Seconds for which a peer that stands still in its association request keeps all others of an Orthanc waiting: one thread of
+it answers such requests. Each try meanwhile doubles the gateway's back-off."""
+
+
 def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bool], *, orthanc: bool = False,
             patience: float = 30.0) -> None:
     """Between gateway and destination: four destinations, each behind a proxy that breaks, each time at another byte.
@@ -62,9 +67,7 @@ def deliver(folder: Path, cuts: Sequence[Cut], part: Part, late: Callable[[], bo
     with ExitStack() as stack:
         archives = [stack.enter_context(peers.storescp(folder / f"pacs{lane}", profile=False)) for lane in range(LANES)]
         if orthanc:
-            # One thread of it answers association requests: a peer that stands still in one keeps all others waiting for
-            # so long, and each attempt of the gateway meanwhile doubles its back-off.
-            archives[0] = stack.enter_context(peers.orthanc(folder / "orthanc", settings={"DicomScpTimeout": 2}))
+            archives[0] = stack.enter_context(peers.orthanc(folder / "orthanc"))
         proxies = [stack.enter_context(Proxy(archive.port)) for archive in archives]
         site = stack.enter_context(Gateway(folder / "site", [
             to_peer(archive, id=f"d{lane}", port=proxy.port, connect_seconds=2.0, progress_seconds=PROGRESS, linger_seconds=0.1)
@@ -111,6 +114,8 @@ def _send(port: int, instance: Instance, journal: Journal) -> None:
 def _broken(part: Part, cut: Cut, proxy: Proxy, before: int, archive: Destination, instance: Instance,
             patience: float) -> None:
     """Wait until the cut was made and the object is there all the same; as often as it may be."""
+    if archive.kind == "orthanc":
+        patience += 3 * ORTHANC_HANGS
     try:
         # Four breaks in a row cost 1 + 2 + 4 + 8 s of back-off at most.
         wait_until(lambda: not cut.left and proxy.stored > before, patience, str(cut))

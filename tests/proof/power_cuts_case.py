@@ -167,9 +167,10 @@ class Explorer:
     def _look(self, images: Images, known: Before, state: State, *, goes_on: bool, what: str = "") -> State:
         """Judge that state; where its file system refuses it, the one in which nothing is torn. What was judged.
 
-        XFS says "Metadata CRC error", at the mount or when it comes to that block, where a
-        block of 4096 bytes was torn at 512, once in some thousand states: it does not replay one
-        whose first sector is new already. That is not ours to mend. What is not torn has to be sound.
+        Where a block of 4096 bytes was torn at 512, once in some thousand states, XFS says "Metadata CRC error", at the
+        mount or when it comes to that block: it does not replay one whose first sector is new already. ext4 says "invalid
+        superblock checksum" where that block was the superblock, until e2fsck has put a copy in its place. That is not ours
+        to mend. What is not torn has to be sound.
         """
         finding = self._judged(images, known, state, goes_on=goes_on)
         if finding is None:
@@ -181,9 +182,9 @@ class Explorer:
         return state
 
     def _judged(self, images: Images, known: Before, state: State, *, goes_on: bool) -> Finding | None:
-        """None where XFS refuses a torn state."""
+        """None where the file system refuses a torn state."""
         folder = self._work / "start"
-        torn = self._case.kind == "xfs" and untorn(state) != state
+        torn = untorn(state) != state
         with ExitStack() as stack:
             try:
                 stack.enter_context(mounted(images.build(state), self._mount, self._case.kind))
@@ -260,13 +261,13 @@ class Explorer:
 
 
     def _recorded(self, stack: ExitStack, images: Images, state: State, work: Path) -> tuple[RecordedDisk, State]:
-        """A recorded disk in that state, mounted; in the one in which nothing is torn where XFS refuses it. And that state."""
+        """A recorded disk in that state, mounted; in the one in which nothing is torn where it is refused. And that state."""
         disk = RecordedDisk(work, self._case.kind, images.build(state))
         try:
             return stack.enter_context(disk), state
         except subprocess.CalledProcessError:
             whole = untorn(state)
-            if whole == state or self._case.kind != "xfs":
+            if whole == state:
                 raise
             self._result.unmountable += 1
             (work / "untorn").mkdir()

@@ -51,19 +51,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- the instrument -------------------------------------------------------------------------------------------------------
 
 def run(budget: Budget) -> Figures:
-    """Walks, examples, breakages. What was done on this version of the code before is not done again."""
+    """Breakages, walks, examples. What was done on this version of the code before is not done again."""
     figures = Figures(NAME)
     began = time.monotonic()
     diary = _Diary(budget)
     with ThreadPoolExecutor(max(1, budget.cores)) as pool:
-        for batch in pool.map(lambda b: _batch(budget, diary, b, began), _batches(budget)):
-            if batch is not None:
-                diary.write(batch)
         for each, found in pool.map(lambda b: (b, _broken(budget, diary, b, began)), _breaks(budget)):
             if found is not None:
                 diary.write(found)
             else:
                 figures.notes.append(f"breakage not tried, the time was over: {each.name}")
+        for batch in pool.map(lambda b: _batch(budget, diary, b, began), _batches(budget)):
+            if batch is not None:
+                diary.write(batch)
     diary.sum_up(figures)
     figures.counts["seconds"] = round(time.monotonic() - began, 1)
     return figures
@@ -132,7 +132,7 @@ def _child(code: Path, *arguments: str) -> dict[str, Any]:
 
 
 class _Diary:
-    """One line for each batch that was done, in the folder that survives."""
+    """One line for each batch that was done, in the folder that survives. One that failed is done again."""
 
     def __init__(self, budget: Budget) -> None:
         budget.state.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ class _Diary:
 
     def write(self, body: dict[str, Any]) -> None:
         self._mine[body["case"]] = body
-        if body["case"] not in self._lines:
+        if body["case"] not in self._lines and not body.get("failures"):
             self._lines[body["case"]] = body
             with open(self._path, "a") as file:
                 file.write(json.dumps({"version": self._version, **body}) + "\n")
