@@ -377,10 +377,19 @@ def again(kept: Path, work: Path) -> list[str]:
         with Judge(work / "judge", kept / "archive", direct=case.direct, mistakes=case.mistakes) as judge:
             for number, (text, (flush, crash, later)) in enumerate(found["failed"]):
                 state = State(flush, crash, tuple((index, tuple(sectors)) for index, sectors in later))
-                with mounted(images.build(state), work / "after", case.kind):
+                lines.append(f"was: {text}")
+                with ExitStack() as stack:
+                    try:
+                        stack.enter_context(mounted(images.build(state), work / "after", case.kind))
+                    except subprocess.CalledProcessError:
+                        if untorn(state) == state:
+                            raise
+                        lines.append("its file system refuses it, torn as it is; as if nothing were torn:")
+                        state = untorn(state)
+                        stack.enter_context(mounted(images.build(state), work / "after", case.kind))
                     finding = judge.look(work / "after", _before(recording, records, state), work / f"start{number}",
                                          goes_on="everything running" in text)
-                lines += [f"was: {text}", f"now: {finding.as_text() or 'holds'}"]
+                lines.append(f"now: {finding.as_text() or 'holds'}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return lines
