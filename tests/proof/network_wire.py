@@ -121,7 +121,8 @@ def unplugged(argument: dict[str, Any]) -> dict[str, Any]:
                 threading.Event().wait(1.0)
             dead.up = True
             part.count("plugs_pulled", 4)
-        _finish(site, wire, journal, part, "pulled plugs", 60)
+        # A line whose last probe fell into a pulled plug waits for its back-off: up to 64 s by then.
+        _finish(site, wire, journal, part, "pulled plugs", 180)
     return part.figures.as_json()
 
 
