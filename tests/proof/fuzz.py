@@ -219,13 +219,14 @@ def run(budget: Budget) -> Figures:
     state = State(budget.state)
     figures = Figures(NAME)
     with ThreadPoolExecutor(max(budget.cores, 1)) as pool:
-        for failures in pool.map(lambda target: replay(state, target, budget.folder / target), TARGETS):
-            figures.failures += failures
         end = time.monotonic() + budget.seconds if budget.seconds else float("inf")
         if budget.quick:
             list(pool.map(lambda item: _chunk(state, budget, item[1], item[0], 1.0), enumerate(TARGETS)))
         else:
             _until_done(state, budget, pool, end)
+        # What failed just now, too: a chunk that ends with a crash says no more than that.
+        for failures in pool.map(lambda target: replay(state, target, budget.folder / target), TARGETS):
+            figures.failures += failures
     found = {f"{chunk.target}: {chunk.result}, seed {chunk.seed}" for chunk in state.chunks
              if not chunk.result.startswith(("done", "status 77")) and chunk.version == code_of(chunk.target)}
     figures.failures += sorted(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydicom.charset import python_encoding
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -34,6 +35,8 @@ def element_meaning(data: bytes) -> None:
     # We stop behind the last wanted tag: elements ascend (PS3.5 7.1), and pydicom does not mind when they do not.
     if theirs is None or (tags := list(theirs.keys())) != sorted(tags):
         return
+    if not _repertoires(theirs) <= set(python_encoding):
+        return
     compared["element_meaning"] += bool(ours)
     signs_unknown = _signs_unknown(theirs)
     for element in theirs:
@@ -48,6 +51,12 @@ def element_meaning(data: bytes) -> None:
     same({hex(tag) for tag in ours if tag not in theirs}, set(), "we find tags that pydicom does not")
 
 
+def _repertoires(found: Dataset) -> set[str]:
+    """Its Specific Character Sets. Where PS3.3 C.12.1.1.2 has not got one, pydicom takes a codec of Python's by that name."""
+    value = found.get("SpecificCharacterSet") or ""
+    return set(value if isinstance(value, (MultiValue, list)) else [value])
+
+
 def _signs_unknown(found: Dataset) -> bool:
     """A Pixel Representation without a value says nothing of signs (Type 1: PS3.3 C.7.6.3); pydicom takes it for "signed"."""
     return PIXEL_REPRESENTATION in found and found[PIXEL_REPRESENTATION].value in (None, "")
@@ -59,7 +68,7 @@ def _plain(text: str, vr: str) -> str:
     Of an AE pydicom strips control characters as well, which have no place there.
     """
     padding = "\0 \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0" if vr == "AE" else "\0 "
-    return "\\".join(value.strip(padding).rstrip("^=") for value in text.split("\\"))
+    return "\\".join(value.strip(padding).rstrip("^=" + padding) for value in text.split("\\"))
 
 
 def _text(element: DataElement) -> str | None:
@@ -108,7 +117,8 @@ def _by_the_dictionary(found: Dataset, *, no_ambiguous: bool) -> bool:
 
     Ambiguous ones are left out there as well: which it was shows only where Pixel Representation agrees with it.
     """
-    no_ambiguous = no_ambiguous or _signs_unknown(found)
+    # Where elements do not ascend (PS3.5 7.1), Pixel Representation may come after what it is for.
+    no_ambiguous = no_ambiguous or _signs_unknown(found) or list(found.keys()) != sorted(found.keys())
     for element in found:
         known = vr_of(int(element.tag), "")
         if element.tag.is_private or element.VR not in known.split(" or ") or (no_ambiguous and " or " in known):
