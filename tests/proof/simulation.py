@@ -99,7 +99,7 @@ def _broken(budget: Budget, diary: _Diary, each: Break, began: float) -> dict[st
         return known
     code = broken_copy(each, budget.folder / each.name.replace(" ", "-"))
     try:
-        result = _child(code, "--seed", str(budget.seed), "--walks", str(BREAK_WALKS), "--stop")
+        result = _child(code, "--seed", str(each.seed or budget.seed), "--walks", str(BREAK_WALKS), "--stop")
     finally:
         shutil.rmtree(code)
     budget.say(f"{each.name}: {result['caught'] or 'NOT FOUND'} in walk {result['done_walks']}")
@@ -151,7 +151,7 @@ class _Diary:
 
     def write(self, body: dict[str, Any]) -> None:
         self._mine[body["case"]] = body
-        if body["case"] not in self._lines and not body.get("failures"):
+        if body["case"] not in self._lines and not body.get("failures") and body.get("caught") != "":
             self._lines[body["case"]] = body
             with open(self._path, "a") as file:
                 file.write(json.dumps({"version": self._version, **body}) + "\n")
