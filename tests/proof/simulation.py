@@ -151,7 +151,8 @@ class _Diary:
 
     def write(self, body: dict[str, Any]) -> None:
         self._mine[body["case"]] = body
-        if body["case"] not in self._lines and not body.get("failures") and body.get("caught") != "":
+        failed = body.get("failures") or ("mutant" in body and not body["caught"])
+        if body["case"] not in self._lines and not failed:
             self._lines[body["case"]] = body
             with open(self._path, "a") as file:
                 file.write(json.dumps({"version": self._version, **body}) + "\n")
