@@ -46,12 +46,15 @@ def _when(proof: Mapping[str, Any]) -> list[str]:
         return ["Not run yet."]
     sums = proof["totals"]
     machine = proof["machine"]
+    others = sorted({one["commit"] for one in proof["instruments"].values()} - {proof["commit"]})
     lines = [f"Run of {proof['ended'][:10]} on commit {proof['commit']}, seed {proof['seed']}"
              f"{', **a quick sample**' if proof['quick'] else ''}; {machine['cores']} cores, Linux {machine['kernel']}, "
              f"Python {machine['python']}.",
              f"**{sums['acknowledged']:,} images acknowledged, {sums['lost']:,} lost, {sums['altered']:,} altered, "
              f"{sums['unaccounted']:,} unaccounted; {sums['mutants_caught']:,} of {sums['mutants']:,} deliberate breakages "
              "caught.**"]
+    if others:      # a part that ran on other code of the product is among what is wanting
+        lines.insert(1, f"Parts of it ran on {', '.join(others)}.")
     return lines + [f"Wanting: {textwrap.shorten(line, 100)}." for line in proof["wanting"]]
 
 

@@ -40,6 +40,13 @@ def test_what_does_not_hold_or_is_a_sample_says_so():
     assert "| kills: **fails** |" in text and "**a quick sample**" in text and "Wanting: kills: fails." in text
 
 
+def test_parts_that_ran_on_another_commit_are_named():
+    proof = _proof()
+    assert "Parts of it" not in promise.section(WHAT, [KILLS], proof)
+    proof["instruments"]["fuzz"] = {**proof["instruments"]["kills"], "commit": "older"}
+    assert "Parts of it ran on older." in promise.section(WHAT, [KILLS], proof)
+
+
 def test_only_the_generated_part_is_replaced():
     page = f"# title\n\nbefore\n\n{promise.HEADING}\n\nold \\1\n\n### more\n\n## After\n\nrest\n"
     new = promise.replaced(page, promise.section(WHAT, [KILLS], {}))
