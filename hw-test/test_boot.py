@@ -20,10 +20,11 @@ def test_the_system_is_running_and_nothing_failed(serving: GatewayStrategy) -> N
     assert serving.run("systemctl is-system-running --wait || true", 180) == "running", failed
 
 
-def test_the_root_is_verity_and_cannot_be_written(serving: GatewayStrategy) -> None:
+def test_the_root_is_verity_and_cannot_be_written(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
     source, kind, options = serving.run("findmnt -no SOURCE,FSTYPE,OPTIONS /").split()
     assert (source, kind) == ("/dev/mapper/root", "erofs")
     assert "ro" in options.split(",")
+    figures["root bytes"] = int(serving.run("lsblk -bdno SIZE /dev/mapper/root"))
     assert serving.run("lsblk -no TYPE,NAME | grep -c crypt || true").isdigit()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FOLDER, ROOT
@@ -23,8 +25,11 @@ def stick() -> str:
             "-device usb-storage,bus=usb.0,drive=installer,removable=on,serial=installer,bootindex=0")
 
 
-def installed(box: GatewayStrategy, more: str, expected: str) -> None:
-    """One installation by somebody at the console, who types the serial number; `expected`: what the list says of the disk."""
+def installed(box: GatewayStrategy, more: str, expected: str) -> float:
+    """One installation by somebody at the console, who types the serial number; `expected`: what the list says of the disk.
+
+    How many seconds it took from then on.
+    """
     box.transition(Status.off)
     with environment(DCMGATE_MORE=more):
         box.target.activate(box.console)
@@ -40,14 +45,18 @@ def installed(box: GatewayStrategy, more: str, expected: str) -> None:
         box.console.expect('no disk has the serial number "bo"', timeout=60)
         box.console.expect("Serial number of the disk to install on", timeout=60)
         box.console.sendline("box")
+        began = time.monotonic()
         box.console.expect("installed on disk box", timeout=600)
+        seconds = time.monotonic() - began
         box.transition(Status.off)
+    return round(seconds, 1)
 
 
-def test_a_blank_disk_becomes_a_box_and_a_re_installation_keeps_the_spool(box: GatewayStrategy, tmp_path: Path) -> None:
+def test_a_blank_disk_becomes_a_box_and_a_re_installation_keeps_the_spool(box: GatewayStrategy, figures: dict[str, Any],
+                                                                          tmp_path: Path) -> None:
     more = stick()
     with new_box(box, None):
-        installed(box, more, "blank")
+        figures["seconds of an installation"] = installed(box, more, "blank")
         box.transition("serving")
         identity = box.run("cat /etc/machine-id")
         sent = study(tmp_path / "sent", 10)

@@ -57,6 +57,43 @@ def test_a_study_arrives_although_a_service_restarts(service: str, serving: Gate
     assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
 
 
+UNITS = ("receiver", "forwarder", "keeper", "tunnel@archive", "observer", "watch", "page", "metrics")
+SCANNERS = 4
+
+
+def memory(root: RootShellProtocol) -> dict[str, int]:
+    """What each service holds for itself, in bytes, and what the box has left: the page cache is nobody's."""
+    groups = " ".join(f"/sys/fs/cgroup$(systemctl show -P ControlGroup dcmgate-{unit}.service)/memory.stat" for unit in UNITS)
+    held = [int(line.split()[1]) for line in root.run(f"grep -h '^anon ' {groups}").splitlines()]
+    left = int(root.run("sed -n 's/^MemAvailable: *//p' /proc/meminfo").split()[0]) * 1024
+    return dict(zip((*UNITS, "left"), (*held, left), strict=True))
+
+
+def test_memory_of_each_service_under_load(serving: GatewayStrategy, root: RootShellProtocol, figures: dict[str, Any],
+                                           tmp_path: Path) -> None:
+    """Four scanners at once, and all goes on to the PACS meanwhile: the most that each service has held. None was killed."""
+    studies = [study(tmp_path / f"sent{number}", 30) for number in range(SCANNERS)]
+    most = memory(root)
+    with pacs(tmp_path / "pacs") as folder:
+        scanners = [subprocess.Popen(sender(paths), stdout=subprocess.DEVNULL) for paths in studies]
+        try:
+            while any(scanner.poll() is None for scanner in scanners):
+                now = memory(root)
+                most = {name: (min if name == "left" else max)(most[name], now[name]) for name in now}
+        finally:
+            for scanner in scanners:
+                scanner.terminate()
+                scanner.wait()
+        assert [scanner.returncode for scanner in scanners] == [0] * SCANNERS
+        wanted = dict(content(path) for paths in studies for path in paths)
+        assert arrived(folder, len(wanted), 400) == wanted
+    figures["memory bytes under load"] = most
+    killed = root.run("find /sys/fs/cgroup -path '*dcmgate*' -name memory.events -exec grep -H '^oom_kill [^0]' {} + || true")
+    assert killed == ""
+    assert most["left"] > 512 << 20, "of 2 GiB"
+    assert json.loads(serving.run("dcmgate balance --json", 120))["unaccounted"] == 0
+
+
 class Scanner(threading.Thread):
     """Sends one small study after the other, as long as it is open. `acknowledged`: what of them, as storescu has seen it."""
 

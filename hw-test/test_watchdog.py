@@ -121,16 +121,18 @@ def state(box: GatewayStrategy, root: RootShellProtocol) -> list[str]:
                                       for unit in ("receiver", "forwarder", "keeper", "watch"))]
 
 
-def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, folder: Path) -> list[str]:
+def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, figures: dict[str, Any], folder: Path) -> list[str]:
     """So long nobody listens at the other end: scanners are answered, nothing restarts, and then all arrives. The alarms."""
     before = state(box, root)
     sent = study(folder / "sent", 5)
     assert send(sent).returncode == 0
-    end = time.monotonic() + seconds
+    end, answers = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         time.sleep(10)
         assert echo()
+        answers += 1
     assert state(box, root) == before
+    figures[f"answers to scanners in {seconds:.0f} s without the uplink"] = answers
     alarms = [f"{alarm['severity']} {alarm['text']}" for alarm in json.loads(box.run("dcmgate --json status --once"))["alarms"]]
     with pacs(folder / "pacs") as store:
         wanted = dict(content(path) for path in sent).items()
@@ -143,7 +145,7 @@ HURRY, DAY = 480, 86400
 
 
 def test_a_day_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
-                                                               tmp_path: Path) -> None:
+                                                               figures: dict[str, Any], tmp_path: Path) -> None:
     """On a clock that goes 480 times as fast, until the next boot."""
     root.put(Path(__file__).with_name("hurried.py"), "/run/hurried.py")
     for unit in ("forwarder", "keeper", "watch"):
@@ -151,7 +153,7 @@ def test_a_day_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayS
         line = f"[Service]\\nExecStart=\\nExecStart=/usr/lib/dcmgate/bin/python -I /run/hurried.py {HURRY} {unit}\\n"
         root.run(f"mkdir -p {place} && printf '{line}' >{place}/90-hurried.conf")
     root.run("systemctl daemon-reload && systemctl restart dcmgate-forwarder dcmgate-keeper dcmgate-watch", 120)
-    said = outage(DAY / HURRY + 10, serving, root, tmp_path)
+    said = outage(DAY / HURRY + 10, serving, root, figures, tmp_path)
     assert any(line.startswith("critical") and "for pacs, the oldest for" in line for line in said), said
 
 
@@ -208,5 +210,5 @@ def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(servin
 @pytest.mark.full(minutes=62)
 @pytest.mark.timeout(5400)
 def test_an_hour_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
-                                                                tmp_path: Path) -> None:
-    outage(3600, serving, root, tmp_path)
+                                                                 figures: dict[str, Any], tmp_path: Path) -> None:
+    outage(3600, serving, root, figures, tmp_path)
