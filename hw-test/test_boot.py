@@ -54,6 +54,11 @@ def test_nobody_is_root_and_nobody_has_a_password(serving: GatewayStrategy) -> N
     assert code != 0
 
 
+def test_the_host_key_is_the_box_s_own(serving: GatewayStrategy) -> None:
+    """A key that came with the image would be the same in every box."""
+    assert serving.run("ls /etc/ssh/ssh_host_* 2>/dev/null || true") == ""
+
+
 def test_memory_of_each_service_at_idle(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
     memory = {}
     for unit in UNITS:
