@@ -33,8 +33,9 @@ def test_one_snapshot_of_the_packages_gives_the_same_root_twice(tmp_path: Path, 
     subprocess.run(["git", "clone", "--quiet", ROOT, tree], check=True)
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
                             stdout=subprocess.PIPE).stdout.split(b"\0")
-    for name in map(os.fsdecode, listed):
-        if name and (ROOT / name).is_file():
+    for name in filter(None, map(os.fsdecode, listed)):
+        (tree / name).unlink(missing_ok=True)
+        if os.path.lexists(ROOT / name):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name, follow_symlinks=False)
     (tree / ".venv").symlink_to(ROOT / ".venv")
