@@ -43,8 +43,9 @@ def test_one_snapshot_of_the_packages_gives_the_same_root_twice(tmp_path: Path, 
     name = "mkosi" if DEVICE == "x86-64" else f"mkosi-{DEVICE}"
     own = cache / f"{name}-{hashlib.sha256(snapshot.read_bytes()).hexdigest()[:12]}"      # as image-build/build names it
     shutil.rmtree(own, ignore_errors=True)
-    outside = ("nsenter", "--net=/proc/1/ns/net")       # where the packages are: the suites are in a network of their own
-    made = subprocess.run([*outside, tree / "image-build" / "build", DEVICE], env={**os.environ, "DCMGATE_SNAPSHOT": str(snapshot)},
+    network = int(os.environ["DCMGATE_NETWORK"])        # where the packages are: the suites are in one of their own
+    build = ["nsenter", f"--net=/proc/self/fd/{network}", tree / "image-build" / "build", DEVICE]
+    made = subprocess.run(build, env={**os.environ, "DCMGATE_SNAPSHOT": str(snapshot)}, pass_fds=[network],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     shutil.rmtree(own, ignore_errors=True)
     assert made.returncode == 0, made.stdout[-3000:]
