@@ -65,9 +65,10 @@ def memory(root: RootShellProtocol) -> dict[str, int]:
     """What each running service holds for itself, in bytes, and what the box has left: the page cache is nobody's."""
     each = ("group=$(systemctl show -P ControlGroup dcmgate-$unit.service); "
             "[ -z $group ] || sed -n \"s/^anon /$unit /p\" /sys/fs/cgroup$group/memory.stat")
-    left = "awk '/^MemAvailable/ { print \"left\", $2 * 1024 }' /proc/meminfo"
+    left = "sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/left \\1/p' /proc/meminfo"
     said = root.run(f"for unit in {' '.join(UNITS)}; do {each}; done; {left}")
-    return {name: int(value) for name, value in map(str.split, said.splitlines())}
+    found = {name: int(value) for name, value in map(str.split, said.splitlines())}
+    return found | {"left": found["left"] * 1024}
 
 
 def test_memory_of_each_service_under_load(serving: GatewayStrategy, root: RootShellProtocol, figures: dict[str, Any],
