@@ -125,6 +125,13 @@ def power_cut_while(box: GatewayStrategy, stage: str, seconds: float) -> None:
     box.transition("serving")
 
 
+def test_there_is_room_for_an_update_beside_the_fullest_journal(serving: GatewayStrategy, second: Path) -> None:
+    """On the smallest disk: twice, since the next one may come before this one is done with."""
+    size = int(serving.run("findmnt -bnvo SIZE /var"))
+    journal = int(serving.run("sed -n 's/^SystemMaxUse=\\([0-9]*\\)M$/\\1/p' /usr/lib/systemd/journald.conf.d/10-dcmgate.conf"))
+    assert size - (journal << 20) > 2 * sum(path.stat().st_size for path in second.iterdir())
+
+
 @pytest.mark.parametrize(("stage", "seconds"), [("fetching", 5), ("installing", 3), ("installing", 8)])
 def test_the_power_goes_in_the_middle_of_an_update(serving: GatewayStrategy, maker: Maker, second: Path, version: str,
                                                    stage: str, seconds: float) -> None:
