@@ -19,7 +19,7 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(7200)
 CUTS = 10
-HANGS = "systemd.run=\"/bin/sh -c 'echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger'\""
+HANGS = "rd.systemd.run=\"/bin/sh -c 'echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger'\""
 
 
 @pytest.fixture(scope="module")
