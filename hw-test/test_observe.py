@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from gateway import GatewayStrategy
+from memory import held
 from network import MANAGEMENT, SCANNERS, address, get
 
 PAGE = f"http://{address(SCANNERS)}/"
@@ -62,6 +63,7 @@ def test_the_console_says_who_it_is_and_how(serving: GatewayStrategy) -> None:
 
 def test_memory_of_what_is_beside(serving: GatewayStrategy, figures: dict[str, Any]) -> None:
     units = ("page", "metrics", "observer", "tunnel@archive")
-    memory = {unit: int(serving.run(f"systemctl show -P MemoryCurrent dcmgate-{unit}.service")) for unit in units}
+    memory = held(serving.run, units)
     figures["memory bytes of what is beside"] = memory
+    assert memory.keys() == set(units)
     assert max(memory.values()) < 100 << 20
