@@ -152,8 +152,8 @@ def wait_for_mirror(box: GatewayStrategy) -> None:
 
 @pytest.mark.full(minutes=15)
 @pytest.mark.timeout(5400)
-def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[GatewayStrategy, Path], figures: dict[str, Any],
-                                                           tmp_path: Path) -> None:
+def test_a_mirror_survives_a_pulled_disk_a_new_one_and_rotten_blocks(mirrored: tuple[GatewayStrategy, Path],
+                                                                     figures: dict[str, Any], tmp_path: Path) -> None:
     box, _second = mirrored
     box.transition("serving")
     assert said(box)["redundancy"].startswith("two disks, mirrored (box and second)")
@@ -174,16 +174,23 @@ def test_a_mirror_survives_a_pulled_disk_and_rotten_blocks(mirrored: tuple[Gatew
     box.transition("serving")
     wait_for_mirror(box)
     box.transition(Status.off)
-    # Rotten: every image arrives as it was, and the blocks are mended and counted.
-    assert places
-    rot(FIRST, places)
-    box.transition("serving")
-    with pacs(tmp_path / "pacs") as folder:
-        wanted = dict(content(path) for path in [*sent, *further])
-        assert arrived(folder, len(wanted), 900) == wanted
-    assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
-    figures["blocks that rotted"], figures["errors mended by the mirror"] = len(places), said(box)["errors_mended"]
-    assert figures["errors mended by the mirror"] > 0
+    with environment(DCMGATE_MORE=more([(blank("third.raw", 6 * GIB), "third")])):
+        # Replaced: a blank disk is taken in, by itself.
+        box.transition("serving")
+        wait_for_mirror(box)
+        assert said(box)["redundancy"] == "two disks, mirrored (box and third)"
+        box.transition(Status.off)
+        # Rotten: every image arrives as it was, and the blocks are mended from the new disk, and counted.
+        assert places
+        rot(FIRST, places)
+        box.transition("serving")
+        with pacs(tmp_path / "pacs") as folder:
+            wanted = dict(content(path) for path in [*sent, *further])
+            assert arrived(folder, len(wanted), 900) == wanted
+        assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
+        figures["blocks that rotted"], figures["errors mended by the mirror"] = len(places), said(box)["errors_mended"]
+        assert figures["errors mended by the mirror"] > 0
+        box.transition(Status.off)
 
 
 @pytest.mark.full(minutes=5)

@@ -67,12 +67,17 @@ def _mirror_now(spool: SpoolDisks, sys: Path) -> SpoolDisks:
         doing = ""
         with suppress(OSError):
             doing = (array / "sync_action").read_text().strip()
-        return replace(spool, members=members, errors=errors, resyncing=doing in ("resync", "recover"))
+        behind = any("spare" in _words(state) for state in states.values())      # also where the kernel has given up on it
+        return replace(spool, members=members, errors=errors, resyncing=behind or doing in ("resync", "recover"))
     return replace(spool, members=tuple(replace(member, working=False) for member in spool.members))
 
 
 def _out(state: str) -> bool:
-    return any(word in ("faulty", "blocked") for word in state.replace("\n", ",").split(","))
+    return not {"faulty", "blocked"}.isdisjoint(_words(state))
+
+
+def _words(state: str) -> list[str]:
+    return state.replace("\n", ",").split(",")
 
 
 def recovery_key_unseen() -> bool:

@@ -9,6 +9,9 @@ bitmap. The mirror is md's (mdadm): it goes on with one disk, takes a disk back,
 
 The record (`spool.json` beside the key, on the box's own partition) is written before anything is made, and again when it is
 done. Between the two there is no image yet, so a box whose power went there begins again, on the same partitions and no others.
+
+A blank disk takes the place of one that is gone from a mirror, at the next boot. The record has it before anything is written
+to it, as one that lacks everything: so the power may go meanwhile, and it is begun again.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.disks.found import FOLDER, MEMBER, RECOVERY_KEY, publish
 from appliance.disks.system import Run, attached, run
 from appliance.errors import DiskFault, DiskRefused
-from appliance.policy.disks import LABEL, Boot, Disk, Member, Refused, SpoolDisks, new_spool, startable
+from appliance.policy.disks import LABEL, Boot, Disk, Member, Refused, SpoolDisks, new_spool, replacement, startable
 
 KEYS = Path("/var/etc/disk")
 KNOWN_SPOOL = Path("/var/lib/dcmgate/spool-uuid")
@@ -42,11 +45,15 @@ MAKE_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the box remembers of its spool. `current`: the members (uuid) that took part in what was written last."""
+    """What the box remembers of its spool. `current`: the members (uuid) that took part in what was written last.
+
+    `joining`: the one of them that is new in a mirror, until the mirror has it; "" for none. What is on it is nothing yet.
+    """
 
     made: bool
     members: tuple[Member, ...]
     current: tuple[str, ...]
+    joining: str = ""
 
     @property
     def mirror(self) -> bool:
@@ -79,7 +86,7 @@ class SpoolDisk:
         try:
             said = json.loads((self._keys / "spool.json").read_text())
             return Record(bool(said["made"]), tuple(Member(one["uuid"], one["serial"]) for one in said["members"]),
-                          tuple(said["current"]))
+                          tuple(said["current"]), said.get("joining", ""))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -88,7 +95,7 @@ class SpoolDisk:
     def remember(self, record: Record) -> None:
         """Durable when it returns."""
         said = {"made": record.made, "members": [{"uuid": one.uuid, "serial": one.serial} for one in record.members],
-                "current": list(record.current)}
+                "current": list(record.current), "joining": record.joining}
         new = self._keys / "spool.json.new"
         with new.open("w") as file:
             json.dump(said, file)
@@ -136,19 +143,21 @@ class SpoolDisk:
         started = startable(members, record.current)
         if isinstance(started, Refused):
             raise DiskRefused(started.reason, mend="put the disk back; what it holds is never started afresh")
+        problem = ""
         if not self._mapped.exists():
             if record.mirror:
                 working = self._assemble(record, members, started)
-                members = tuple(Member(one.uuid, one.serial, one.present, one.uuid in working) for one in members)
+                members = tuple(replace(one, working=one.uuid in working) for one in members)
+                members, problem = self._complete(members)
             device = ARRAY if record.mirror else _partition(record.members[0].uuid)
             self._run(["cryptsetup", "open", "--type", "luks2", "--key-file", str(self.key), device, self._mapped.name])
-        return SpoolDisks(True, True, record.mirror, members)
+        return SpoolDisks(True, True, record.mirror, members, problem=problem)
 
     def _assemble(self, record: Record, members: tuple[Member, ...], started: tuple[Member, ...]) -> set[str]:
         """The mirror, with the members that are there; who is in it (uuid)."""
         opened: dict[str, str] = {}
         fault: DiskFault | None = None
-        for member in started:
+        for member in (one for one in started if one.uuid != record.joining):
             try:
                 opened[member.uuid] = self._checked(member.uuid)
             except DiskFault as e:      # a disk that answers no more is one that is not there
@@ -158,7 +167,7 @@ class SpoolDisk:
             raise fault or DiskRefused(left.reason, mend="put the disk back")
         if len(opened) < len(members):
             # From now on the one that is missing lacks what is acknowledged: it is remembered before anything is written.
-            self.remember(Record(True, record.members, tuple(one for one in record.current if one in opened)))
+            self.remember(replace(record, current=tuple(one for one in record.current if one in opened)))
         self._run(["mdadm", "--assemble", "--run", ARRAY, *opened.values()], seconds=MAKE_SECONDS)
         detail = self._run(["mdadm", "--detail", ARRAY])
         for device in opened.values():
@@ -176,6 +185,43 @@ class SpoolDisk:
                 self._run(["mdadm", "--zero-superblock", device])
             self._run(["mdadm", ARRAY, "--add", device])
 
+    # a new disk in the place of one that is gone
+
+    def _complete(self, members: tuple[Member, ...]) -> tuple[tuple[Member, ...], str]:
+        """The members of a mirror that has been started, with a new disk where one was gone, and why none was taken."""
+        record = self.record()
+        gone = [one for one in members if not one.present]
+        if record is None or not (gone or record.joining):
+            return members, ""
+        try:
+            if gone:
+                size = int(self._run(["blockdev", "--getsize64", ARRAY]))
+                disk = replacement(attached(self._run), members, size)
+                if disk is None or isinstance(disk, Refused):
+                    return members, disk.reason if disk else ""
+                new = Member(self._new_uuid(), disk.serial, working=False)
+                members = tuple(new if one == gone[0] else one for one in members)
+                record = replace(record, members=members, joining=new.uuid)
+                self.remember(record)
+                self._partition_disk(disk, new.uuid)
+                self._run(["udevadm", "wait", "--timeout=60", _partition(new.uuid)], seconds=90)
+            self._format(record.joining)
+            device = self._checked(record.joining)
+            with suppress(DiskFault):      # there is one if the power went while it was added
+                self._run(["mdadm", "--zero-superblock", device])
+            self._run(["mdadm", ARRAY, "--add", device])
+            self.remember(replace(record, joining=""))
+        except (DiskFault, OSError, ValueError) as e:      # the other disk serves on
+            return members, f"another disk cannot take its place: {e}"
+        return tuple(replace(one, working=True) for one in members), ""
+
+    def _format(self, part: str) -> None:
+        """dm-integrity on a member's partition: what was there before is nothing from now on."""
+        with suppress(DiskFault):
+            self._run(["integritysetup", "close", MEMBER + part[:8]])
+        self._run(["integritysetup", "format", "--batch-mode", *INTEGRITY, "--sector-size", "4096", "--no-wipe",
+                   _partition(part)], seconds=MAKE_SECONDS)
+
     def _checked(self, part: str) -> str:
         """A partition behind dm-integrity: the device that md sees."""
         name = MEMBER + part[:8]
@@ -192,7 +238,7 @@ class SpoolDisk:
         detail = self._run(["mdadm", "--detail", ARRAY])
         current = tuple(one.uuid for one in record.members if _in_sync(detail, self._device_of(one.uuid)))
         if current and set(current) != set(record.current):
-            self.remember(Record(True, record.members, current))
+            self.remember(replace(record, current=current, joining="" if record.joining in current else record.joining))
 
     def _device_of(self, part: str) -> str:
         """As mdadm names it: /dev/dm-N."""
@@ -253,10 +299,7 @@ class SpoolDisk:
 
     def _make_mirror(self, begun: Record) -> str:
         for member in begun.members:
-            with suppress(DiskFault):
-                self._run(["integritysetup", "close", MEMBER + member.uuid[:8]])
-            self._run(["integritysetup", "format", "--batch-mode", *INTEGRITY, "--sector-size", "4096", "--no-wipe",
-                       _partition(member.uuid)], seconds=MAKE_SECONDS)
+            self._format(member.uuid)
         devices = [self._checked(member.uuid) for member in begun.members]
         self._run(["mdadm", "--create", ARRAY, "--run", "--level=1", f"--raid-devices={len(devices)}", "--metadata=1.2",
                    "--bitmap=internal", "--homehost=any", f"--name={LABEL}", *devices], seconds=MAKE_SECONDS)

@@ -89,7 +89,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class SpoolDisks:
-    """The spool as it was opened. `mirror`: two disks were there when it was made. `errors`: rotten blocks that were mended."""
+    """The spool as it was opened. `mirror`: two disks were there when it was made. `errors`: rotten blocks that were mended.
+
+    `problem`: why it is not open, or why another disk does not take the place of one that is gone.
+    """
 
     made: bool = False
     open: bool = False
@@ -124,9 +127,30 @@ def new_spool(disks: Sequence[Disk], *, known_spool: bool) -> tuple[Disk, ...] |
     system = [disk for disk in disks if disk.system]
     if not system:
         return Refused("the disk of the system is not found")
-    others = [disk for disk in disks if disk.blank and not disk.removable and not disk.system and disk.size >= LEAST_SPOOL]
-    others.sort(key=lambda disk: (-disk.size, disk.serial, disk.path))
+    others = [disk for disk in _second(disks) if disk.blank and disk.size >= LEAST_SPOOL]
     return (system[0], *others[:1])
+
+
+def replacement(disks: Sequence[Disk], members: Sequence[Member], least: int) -> Disk | Refused | None:
+    """The disk that takes the place of one that is gone from a mirror of `least` bytes: a blank one, as for a new spool.
+
+    None where there is no other disk; Refused where there is one, and it is left alone: what it holds may be somebody's.
+    """
+    ours = {member.uuid for member in members}
+    others = [disk for disk in _second(disks) if not any(part.uuid in ours for part in disk.parts)]
+    for disk in others:
+        if disk.blank and disk.size > least:
+            return disk
+    if not others:
+        return None
+    why = "too small" if others[0].blank else "not blank"
+    return Refused(f"disk {others[0].name} is {why}, and does not take its place")
+
+
+def _second(disks: Sequence[Disk]) -> list[Disk]:
+    """What could be the second disk of a mirror, the largest first."""
+    others = [disk for disk in disks if not disk.removable and not disk.system]
+    return sorted(others, key=lambda disk: (-disk.size, disk.serial, disk.path))
 
 
 def startable(members: Sequence[Member], current: Collection[str]) -> tuple[Member, ...] | Refused:
@@ -184,7 +208,8 @@ def redundancy_line(spool: SpoolDisks) -> str:
         return f"not redundant: one disk ({serials})"
     broken = [member.serial or member.uuid for member in spool.members if not (member.present and member.working)]
     if broken:
-        return f"not redundant any more: disk {', '.join(broken)} is out of the mirror"
+        why = f"; {spool.problem}" if spool.problem else ""
+        return f"not redundant any more: disk {', '.join(broken)} is out of the mirror{why}"
     return f"two disks, mirrored ({serials})" + (", the second one is being brought up to date" if spool.resyncing else "")
 
 
@@ -204,7 +229,8 @@ def alarms(found: Boot, spool: SpoolDisks, *, recovery_key_unseen: bool) -> list
     broken = [one for one in spool.members if spool.mirror and spool.open and not (one.present and one.working)]
     said += [Alarm(f"disk:{one.serial or one.uuid}", Severity.CRITICAL,
                    f"disk {one.serial or one.uuid} is out of the mirror: every image is on one disk alone",
-                   "Replace that disk. The other one serves on; nothing is lost while it works.") for one in broken]
+                   "Replace it with the power off: a blank disk of that size is taken in at the next start. Nothing is lost "
+                   "while the other one works.") for one in broken]
     if spool.errors:
         said.append(Alarm("disk-rot", Severity.WARNING,
                           f"{spool.errors} blocks of a disk were not what was written there; the other disk had them",

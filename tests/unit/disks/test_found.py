@@ -29,6 +29,7 @@ def mirror(sys: Path, states: dict[str, str], *, action: str = "idle", errors: i
     ({"11111111": "in_sync", "22222222": "in_sync"}, "idle", [True, True], True),
     ({"11111111": "in_sync", "22222222": "in_sync"}, "resync", [True, True], False),
     ({"11111111": "in_sync", "22222222": "spare"}, "recover", [True, True], False),
+    ({"11111111": "in_sync", "22222222": "spare"}, "idle", [True, True], False),
     ({"11111111": "in_sync", "22222222": "faulty,write_error"}, "idle", [True, False], False),
     ({"11111111": "in_sync"}, "idle", [True, False], False),
     ({}, "idle", [False, False], False)])

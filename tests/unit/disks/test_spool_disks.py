@@ -13,7 +13,7 @@ from appliance.disks.found import spool_found
 from appliance.disks.spool import SpoolDisk
 from appliance.disks.system import attached
 from appliance.errors import DiskFault, DiskRefused
-from appliance.policy.disks import Boot, Opened
+from appliance.policy.disks import Boot, Opened, redundancy_line
 
 BOX = Boot("luks2", Opened.TPM, frozenset({7, 11}), True)
 
@@ -30,6 +30,7 @@ class Machine:
         self.folder = folder
         self.ran: list[str] = []
         self.fails = ""
+        self.names = iter(("11111111-aaaa", "22222222-bbbb", "33333333-cccc", "44444444-dddd", "55555555-eeee"))
         self.disks = [entry("/dev/sda", "disk", serial="S1", pttype="gpt", children=[
             entry("/dev/sda6", "part", partuuid="var", partlabel="dcmgate-var", fstype="crypto_LUKS")])]
         if second:
@@ -50,6 +51,8 @@ class Machine:
             disk["pttype"] = "gpt"
             part = entry(f"{disk['path']}7", "part", partuuid=lines["UUID"], partlabel=lines["Label"])
             disk.setdefault("children", []).append(part)
+        if command[0] == "blockdev":
+            return f"{60 << 30}\n"
         if command[:2] == ["cryptsetup", "open"]:
             self.mapped.touch()
         return ""
@@ -63,9 +66,8 @@ class Machine:
         keys = self.folder / "keys"
         keys.mkdir(exist_ok=True)
         (self.folder / "recovery-key").touch()
-        names = iter(("11111111-aaaa", "22222222-bbbb"))
         return SpoolDisk(keys=keys, recovery_key=self.folder / "recovery-key", known_spool=self.folder / "spool-uuid",
-                         run=self.run, mapped=self.mapped, published=self.folder / "run", new_uuid=lambda: next(names),
+                         run=self.run, mapped=self.mapped, published=self.folder / "run", new_uuid=lambda: next(self.names),
                          scratch=self.folder)
 
 
@@ -152,6 +154,57 @@ def test_a_mirror_goes_on_with_one_disk_and_then_not_with_the_other_alone(tmp_pa
     machine.disks = both
     spool = machine.spool().open(BOX)
     assert spool.open and machine.count("--re-add") == 2     # this mdadm says nothing: each is taken back
+
+
+def replaced(folder: Path, **new: Any) -> Machine:
+    """A box with a mirror, switched off, of which the second disk was taken out, and another one put in."""
+    machine = Machine(folder, second=True)
+    machine.spool().open(BOX)
+    machine.disks = [machine.disks[0], entry("/dev/sdb", "disk", serial="S3", **new)]
+    return machine
+
+
+@pytest.mark.requirement("I1")
+def test_a_blank_disk_takes_the_place_of_one_that_is_gone(tmp_path: Path) -> None:
+    machine = replaced(tmp_path)
+    spool = machine.spool().open(BOX)
+    assert [(one.serial, one.present) for one in spool.members] == [("S1", True), ("S3", True)] and not spool.problem
+    assert machine.count("--create") == machine.count("luksFormat") == machine.count("mkfs") == 0
+    assert next(command for command in machine.ran if "repart" in command).endswith("/dev/sdb")
+    assert next(command for command in machine.ran if "--add" in command).endswith("33333333")
+    kept = json.loads((tmp_path / "keys" / "spool.json").read_text())
+    assert (kept["current"], kept["joining"]) == (["11111111-aaaa"], ""), "until the mirror says that it is whole"
+    machine.disks[0] = {**machine.disks[0], "children": machine.disks[0]["children"][:1]}
+    with pytest.raises(DiskRefused, match="left behind"):
+        machine.spool().open(BOX)
+
+
+@pytest.mark.requirement("I1")
+@pytest.mark.parametrize("step", ["systemd-repart", "udevadm wait --timeout=60", "integritysetup format",
+                                  "dcmgate-member-33333333", "--add"])
+def test_a_power_cut_while_a_new_disk_joins_is_gone_on_from_and_the_spool_opens(tmp_path: Path, step: str) -> None:
+    machine = replaced(tmp_path)
+    machine.fails = step
+    spool = machine.spool().open(BOX)
+    assert spool.open and "another disk cannot take its place: it fails" in spool.problem
+    machine.fails = ""
+    spool = machine.spool().open(BOX)
+    assert [one.serial for one in spool.members] == ["S1", "S3"] and not spool.problem
+    assert machine.count("integritysetup format") == machine.count("--add") == 1
+    started = next(command for command in machine.ran if "--assemble" in command)
+    assert "11111111" in started and "33333333" not in started, "md aborts where a member has no superblock"
+    assert sum(len(disk.get("children", [])) for disk in machine.disks) == 3
+    machine.spool().open(BOX)
+    assert machine.count("integritysetup format") == 0
+
+
+@pytest.mark.parametrize(("new", "why"), [({"size": 32 << 30}, "disk S3 is too small"),
+                                          ({"pttype": "dos"}, "disk S3 is not blank")])
+def test_a_disk_that_cannot_take_the_place_is_left_alone_and_named(tmp_path: Path, new: dict[str, Any], why: str) -> None:
+    machine = replaced(tmp_path, **new)
+    spool = machine.spool().open(BOX)
+    assert spool.open and why in spool.problem and why in redundancy_line(spool)
+    assert machine.count("repart") == machine.count("format") == machine.count("--add") == 0
 
 
 def test_lsblk_is_read(tmp_path: Path) -> None:
