@@ -186,8 +186,9 @@ def test_a_mirror_survives_a_pulled_disk_a_new_one_and_rotten_blocks(mirrored: t
     wait_for_mirror(box)
     box.transition(Status.off)
     with environment(DCMGATE_MORE=more([(blank("third.raw", 6 * GIB), "third")])):
-        # Replaced: a blank disk is taken in, by itself.
+        # Replaced: a blank disk is taken in, by itself, and is not called a mirror before it has all of it.
         box.transition("serving")
+        assert "being brought up to date" in box.run("journalctl -b --no-pager -o cat -u dcmgate-disks.service")
         wait_for_mirror(box)
         assert said(box)["redundancy"] == "two disks, mirrored (box and third)"
         box.transition(Status.off)

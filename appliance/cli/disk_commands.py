@@ -93,12 +93,12 @@ def recovery_key(site: Site, arguments: argparse.Namespace) -> int:
 
 
 def open_spool(site: Site, arguments: argparse.Namespace) -> int:
-    from appliance.disks.found import boot_found
+    from appliance.disks.found import boot_found, spool_found
     from appliance.disks.spool import SpoolDisk
     from appliance.policy.disks import redundancy_line
     _as_root()
-    spool = SpoolDisk().open(boot_found())
-    site.say(redundancy_line(spool))
+    SpoolDisk().open(boot_found())
+    site.say(redundancy_line(spool_found()))      # with the kernel's word: a new disk lacks everything yet
     return exits.OK
 
 
