@@ -206,6 +206,11 @@ def serving(box: GatewayStrategy) -> GatewayStrategy:
 @pytest.fixture
 def root(target: Any, serving: GatewayStrategy) -> RootShellProtocol:
     """A root shell in the serving device; a device without one leaves the test out."""
+    return root_shell(target)
+
+
+def root_shell(target: Any) -> RootShellProtocol:
+    """That of the device that is on."""
     try:
         shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
     except NoDriverFoundError:
