@@ -7,36 +7,15 @@ away (`dcmgate list | head`) is no error.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from appliance.cli import (
-    archive_commands,
-    balance_commands,
-    cert_commands,
-    config_commands,
-    diagnose_command,
-    disk_commands,
-    exits,
-    install_command,
-    listing,
-    observe_command,
-    peer_commands,
-    person_commands,
-    proxy_commands,
-    route_commands,
-    send_command,
-    spool_commands,
-    stage_commands,
-    status_command,
-    tunnel_command,
-    update_command,
-    watchdog_commands,
-)
+from appliance.cli import exits
 from appliance.cli.context import Site
 from appliance.config.findings import did_you_mean
 from appliance.errors import ConfigError, DcmgateError, UsageError
@@ -45,9 +24,30 @@ _CHOICE = re.compile(r"argument \S+: invalid choice: '([^']*)' \(choose from (.*
 
 Run = Callable[[Site, argparse.Namespace], int]
 
-FAMILIES = (status_command, listing, person_commands, balance_commands, peer_commands, route_commands, diagnose_command,
-            send_command, config_commands, cert_commands, proxy_commands, spool_commands, disk_commands, install_command,
-            archive_commands, stage_commands, tunnel_command, update_command, watchdog_commands, observe_command)
+FAMILIES = {
+    "status_command": ("status",),
+    "listing": ("list", "show", "export"),
+    "person_commands": ("hold", "release", "requeue", "discard"),
+    "balance_commands": ("balance", "verify"),
+    "peer_commands": ("peers", "admit"),
+    "route_commands": ("route",),
+    "diagnose_command": ("diagnose",),
+    "send_command": ("send",),
+    "config_commands": ("config", "reload"),
+    "cert_commands": ("cert",),
+    "proxy_commands": ("proxy",),
+    "spool_commands": ("spool",),
+    "disk_commands": ("disk", "factory-reset"),
+    "install_command": ("install",),
+    "archive_commands": ("archive",),
+    "stage_commands": ("run", "receiver", "forwarder", "keeper"),
+    "tunnel_command": ("tunnel",),
+    "update_command": ("update",),
+    "watchdog_commands": ("watch", "degraded", "escalate", "boot"),
+    "observe_command": ("observe",),
+}
+"""The modules of `appliance.cli` that add commands, and which ones. Only what is asked for is imported: the box starts nine of
+these programs at its boot, and its services stay."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -86,16 +86,27 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The command line; of it only what `argv` asks for, where that is plain."""
     common = _common()
     top = Parser(prog="dcmgate", parents=[common], formatter_class=_Formatter, epilog=exits.epilogue(),
                  description="A store-and-forward DICOM gateway: keeps what scanners send, and delivers it.")
     top.add_argument("--version", action="store_true", help="show the version")
     commands = top.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
-    for family in FAMILIES:
-        family.add(commands, common)
+    for family in _families(argv):
+        importlib.import_module(f"appliance.cli.{family}").add(commands, common)
     return top
+
+
+def _families(argv: Sequence[str] | None) -> Iterable[str]:
+    """Where the command is. All of them where it is not known: then there is help, or a word that somebody meant."""
+    words = iter(argv or ())
+    for word in words:
+        if word == "--config":
+            next(words, None)
+        elif word != "--json":
+            return [family for family, known in FAMILIES.items() if word in known] or FAMILIES
+    return FAMILIES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,9 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     site = None
-    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in argv
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser(argv).parse_args(argv)
         if arguments.version:
             from appliance import __version__
             sys.stdout.write(f"dcmgate {__version__}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import exits
-from appliance.cli.main import main, parser
+from appliance.cli.main import FAMILIES, main, parser
 from appliance.config import load
 from appliance.errors import (
     ConfigError,
@@ -88,6 +89,24 @@ def test_a_failed_system_call_names_the_file(capsys: pytest.CaptureFixture[str],
     no_site.write_text(load.example())
     assert main(["route", "explain", "/nonexistent/ct.dcm", "--file"]) == exits.UNREACHABLE
     assert one_line(capsys) == "dcmgate: /nonexistent/ct.dcm: No such file or directory\n"
+
+
+def test_each_command_is_where_the_table_says_and_nothing_else_is_imported_for_it() -> None:
+    def commands(top: argparse.ArgumentParser) -> list[str]:
+        [action] = [one for one in top._actions if isinstance(one, argparse._SubParsersAction)]
+        return list(action.choices)
+
+    assert commands(parser()) == [word for words in FAMILIES.values() for word in words]
+    for words in FAMILIES.values():
+        for word in words:
+            for argv in ([word], ["--json", word, "--help"], ["--config", "status", word]):
+                assert commands(parser(argv)) == list(words)
+    for argv in (["--help"], ["statsu"], ["--version"], ["--conf", "status", "disk"], []):
+        assert len(commands(parser(argv))) > 30
+    code = ("import sys; from appliance.cli.main import main; main(['config', 'example']); "
+            "print('appliance.cli.update_command' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
 
 
 def test_common_options_stand_before_or_behind(capsys: pytest.CaptureFixture[str]) -> None:
