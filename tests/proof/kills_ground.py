@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,8 @@ class InProcess:
 def hurry() -> None:
     """Pauses of this process and its forks are short from now on."""
     setattr(router, "Child", InProcess)  # noqa: B010
-    command_line.parser = cache(command_line.parser)
-    command_line.parser()
+    whole = command_line.parser()
+    command_line.parser = lambda _argv=None: whole
     keeper.ROUND_SECONDS, keeper.LEAST_SECONDS = 0.06, 0.01
     keeper.CHECKPOINT_SECONDS = keeper.SWEEP_SECONDS = keeper.REMNANTS_SECONDS = keeper.WITNESS_SECONDS = 0.0
     confirmer.POLL_SECONDS = 0.02
