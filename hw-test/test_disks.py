@@ -12,6 +12,7 @@ from conftest import FOLDER, image, root_shell
 from dicom import arrived, content, pacs, send, study
 from gateway import BOOT_SECONDS, GatewayStrategy, Status
 from machine import FIRST, GIB, blank, environment, more, new_box, stick_of, tpm
+from rootshell import RootShellProtocol
 from waiting import wait_until
 
 MIB = 1 << 20
@@ -76,13 +77,15 @@ def test_the_recovery_key_is_shown_until_somebody_has_written_it_down(serving: G
     assert serving.ssh.run("dcmgate disk recovery-key", timeout=60)[2] != 0
 
 
-def test_a_reset_is_refused_while_anything_is_undelivered(serving: GatewayStrategy, tmp_path: Path) -> None:
+def test_a_reset_is_refused_while_anything_is_undelivered(serving: GatewayStrategy, root: RootShellProtocol,
+                                                          tmp_path: Path) -> None:
     sent = study(tmp_path / "sent", 2)
     assert send(sent).returncode == 0
     out, error, code = serving.ssh.run("dcmgate factory-reset --yes", timeout=60)
     assert code == 4 and "not delivered" in " ".join(out + error)
     assert serving.ssh.run("dcmgate factory-reset --override --yes", timeout=60)[2] == 4      # without a reason
     with pacs(tmp_path / "pacs") as folder:
+        root.run("systemctl restart dcmgate-forwarder.service", 120)      # it tries at once, whatever its back-off was
         assert set(dict(content(path) for path in sent)) <= set(arrived(folder, len(sent), 400))
 
 
