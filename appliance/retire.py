@@ -25,7 +25,8 @@ from appliance.config.settings import Spool as SpoolSettings
 from appliance.model import SpaceState
 from appliance.policy import retire_age
 from appliance.spool import quarantine
-from appliance.spool.layout import Spool, sync_folder
+from appliance.spool.durable import sync_folder
+from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 
 BATCH = 128

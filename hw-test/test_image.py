@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, in_tools
 from machine import DEVICE, IMAGES
 
 
@@ -21,6 +22,16 @@ def hashes(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def test_no_account_has_the_day_of_the_build() -> None:
+    """Else the same packages give another root tomorrow."""
+    epoch = re.search(r"^SourceDateEpoch=(\d+)$", (ROOT / "image-build" / "mkosi.conf").read_text(), re.MULTILINE)
+    assert epoch is not None
+    shadow = in_tools("dump.erofs", "--cat", "--path=/etc/shadow", next(IMAGES.glob("dcmgate_*.root.raw")), works=(IMAGES,))
+    days = {account.split(":")[0]: account.split(":")[2] for account in shadow.splitlines()}
+    assert "dcmgate-keeper" in days
+    assert set(days.values()) == {str(int(epoch[1]) // 86400)}
 
 
 @pytest.mark.full(minutes=4)

@@ -18,7 +18,8 @@ from appliance.errors import LedgerError, SpoolError, UsageError
 
 if TYPE_CHECKING:
     from appliance.config.settings import Config
-    from appliance.probe import Hop, Report, Target
+    from appliance.probe.report import Hop, Report
+    from appliance.probe.target import Target
 
 WAITING = 2000
 """Objects of the queue that are looked at for what the destination has to take."""
@@ -35,7 +36,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def diagnose(site: Site, arguments: argparse.Namespace) -> int:
-    from appliance.probe import walk
+    from appliance.probe.walk import walk
     config, queue, running = _what_there_is(site, arguments.destination)
     target = _target(config, arguments, queue, running)
     pairs = list(dict.fromkeys((str(row.sop_class, "latin-1"), row.syntax) for row in queue))
@@ -65,7 +66,7 @@ def _what_there_is(site: Site, id: str) -> tuple[Config, list[Any], bool]:
 
 
 def _target(config: Config, arguments: argparse.Namespace, queue: list[Any], running: bool) -> Target:
-    from appliance.probe import of_destination, of_tunnel
+    from appliance.probe.target import of_destination, of_tunnel
     id = arguments.destination
     tunnel = config.tunnel(id)
     destination = config.destination(id)

@@ -32,7 +32,7 @@ from appliance.telemetry.log import ROOT, Log
 if TYPE_CHECKING:
     from appliance.cli.context import Site
     from appliance.forward.engine import Forwarder
-    from appliance.health import Monitor
+    from appliance.health.monitor import Monitor
     from appliance.spool.index import Index
 
 _log = Log("services")
@@ -277,7 +277,8 @@ def _keeper(working: Working, clock: Clock, together: bool) -> Stage:
 def _forwarder(working: Working, clock: Clock, together: bool) -> Stage:
     from appliance.forward.engine import Forwarder
     from appliance.forward.router import minute_of_day
-    from appliance.health import Canaries, Monitor
+    from appliance.health.canaries import Canaries
+    from appliance.health.monitor import Monitor
     forwarder = Forwarder(working.source, working.spool, clock)
     canaries = Canaries(working.spool, clock, working.run, random, partial(minute_of_day, clock))
     return _Beside(forwarder, Monitor(working.source, clock, working.run, forwarder.traffic, forwarder.troubled,

@@ -226,7 +226,7 @@ def gate(site: Site, arguments: argparse.Namespace) -> int:
 
 def settle(site: Site, arguments: argparse.Namespace) -> int:
     """dcmgate-update-settle.service, on every boot after an installation."""
-    from appliance.update.install import settle as done
+    from appliance.update.outcome import settle as done
     from appliance.update.records import Records
     site.say(f"the last update: {done(Records()) or 'none'}")
     return exits.OK

@@ -121,9 +121,8 @@ class SpoolDisk:
                 raise DiskRefused("the box's own partition is not open, and the key of the spool is there",
                                   mend="restart with the recovery key on a stick labelled DCMGATE-KEY")
             record = self.record()
-            with suppress(DiskFault):      # one that takes longer is waited for by its name
-                self._run(["udevadm", "settle", "--timeout=60"], seconds=90)
             if record is None or not record.made:
+                self._all_found()
                 record = self._make(record)
             spool = self._start(record)
         except DiskFault as e:
@@ -133,6 +132,11 @@ class SpoolDisk:
             raise
         publish(spool, self._published)
         return spool
+
+    def _all_found(self) -> None:
+        """Wait until the kernel has told of every disk. One that is known is waited for by its name instead: that is sooner."""
+        with suppress(DiskFault):
+            self._run(["udevadm", "settle", "--timeout=60"], seconds=90)
 
     def _start(self, record: Record) -> SpoolDisks:
         for one in record.members:
@@ -195,6 +199,7 @@ class SpoolDisk:
             return members, ""
         try:
             if gone:
+                self._all_found()
                 size = int(self._run(["blockdev", "--getsize64", ARRAY]))
                 disk = replacement(attached(self._run), members, size)
                 if disk is None or isinstance(disk, Refused):

@@ -1,8 +1,3 @@
 """Health by traffic: each destination is proven to be there by what gets through, and by a C-ECHO or a canary where nothing
 else does. Runs beside the forwarder, which owns the connections outwards; the keeper raises the alarms.
 """
-
-from appliance.health.canaries import Canaries
-from appliance.health.monitor import Monitor
-
-__all__ = ["Canaries", "Monitor"]

@@ -23,7 +23,9 @@ from appliance.health import published
 from appliance.health.canaries import Canaries
 from appliance.health.reach import FIRST, Reach, delivered, looked, pause
 from appliance.net import kick
-from appliance.probe import Report, of_destination, walk
+from appliance.probe.report import Report
+from appliance.probe.target import of_destination
+from appliance.probe.walk import walk
 from appliance.telemetry.log import Log
 
 ROUND_SECONDS = 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from appliance.clock import SECOND
 from appliance.model import Alarm, Severity
-from appliance.probe import Report, State
+from appliance.probe.report import Report, State
 
 MINUTE = 60 * SECOND
 

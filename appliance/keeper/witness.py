@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from appliance.errors import SpoolFault
-from appliance.spool.layout import write_whole
+from appliance.spool.durable import write_whole
 from appliance.spool.ledger import Ledger
 
 NAME = "ledger-head"

@@ -28,6 +28,7 @@ from appliance.config.settings import Spool as SpoolSettings
 from appliance.errors import SpoolError, SpoolFault, SpoolFull, SpoolRefused
 from appliance.model import number_text
 from appliance.spool import ballast
+from appliance.spool.durable import sync_folder, write_whole
 from appliance.spool.latch import DISK, Latch
 from appliance.spool.ledger import Ledger
 from appliance.spool.owners import OwnerLock, is_alive, nobody
@@ -58,32 +59,6 @@ def spool_error(error: OSError, what: str) -> SpoolError:
     fault = SpoolFault(text, mend="Check the disk (dmesg, smartctl); intake stays closed until a restart.")
     fault.io = error.errno in DISK
     return fault
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_whole(path: Path, text: str | bytes, mode: int = 0o640, *, sync: bool = True) -> None:
-    """Replace a small file so that a crash leaves either the old text or the new one. `sync`: and that it is kept. OSError."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    left = memoryview(text.encode() if isinstance(text, str) else text)
-    try:
-        while left:
-            left = left[os.write(fd, left):]
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(new, path)
-    if sync:
-        sync_folder(path.parent)
 
 
 class Spool:

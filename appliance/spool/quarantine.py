@@ -20,8 +20,9 @@ from pathlib import Path
 from appliance.dicom.part10 import HEAD, parse_head
 from appliance.errors import HeadError
 from appliance.model import Custody, number_text
+from appliance.spool.durable import sync_folder, write_whole
 from appliance.spool.events import unescape
-from appliance.spool.layout import Spool, file_number, spool_error, sync_folder, write_whole
+from appliance.spool.layout import Spool, file_number, spool_error
 from appliance.spool.ledger import Ledger
 
 Acknowledged = Callable[[str, int, int], bool]

@@ -22,7 +22,8 @@ from appliance.errors import HeadError, SpoolRefused
 from appliance.model import Custody
 from appliance.spool import ledger as ledgers
 from appliance.spool import quarantine
-from appliance.spool.layout import Spool, spool_error, sync_folder
+from appliance.spool.durable import sync_folder
+from appliance.spool.layout import Spool, spool_error
 from appliance.spool.owners import nobody
 
 SIDE_FILES = ("", "-wal", "-shm")

@@ -28,7 +28,8 @@ from appliance.errors import HeadError, SpoolFault
 from appliance.model import Custody
 from appliance.spool import quarantine
 from appliance.spool.buffers import CAPACITY, Buffer
-from appliance.spool.layout import Spool, spool_error, sync_folder
+from appliance.spool.durable import sync_folder
+from appliance.spool.layout import Spool, spool_error
 from appliance.spool.ledger import Ledger
 
 GROUP = 256

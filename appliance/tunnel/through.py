@@ -25,9 +25,11 @@ from appliance.net.secure import Secure
 from appliance.net.tls import Client
 from appliance.net.tlserrors import TlsError
 from appliance.policy import Failure, FailureKind, classify
-from appliance.probe import Report, Target, of_tunnel, walk
+from appliance.probe.report import Report
 from appliance.probe.requestor import NoAnswer, Requestor
 from appliance.probe.service import VERIFICATION, party_of
+from appliance.probe.target import Target, of_tunnel
+from appliance.probe.walk import walk
 from appliance.tunnel import pins
 from appliance.tunnel.setup import CONNECT_SECONDS, HANDSHAKE_SECONDS
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.health import published
-from appliance.policy.update import Fate, Refused, Release, Trial, fate, why_back
+from appliance.policy.update import Refused, Release, Trial
 from appliance.update import firmware
 from appliance.update.fetch import Broken
 from appliance.update.records import Records
@@ -98,25 +98,3 @@ def drain(ports: Collection[int], seconds: float, tell: Callable[[int], None]) -
 
 def restart() -> None:
     subprocess.run(["systemctl", "--no-block", "start", "reboot.target"], check=True, timeout=60)
-
-
-# --- afterwards ----------------------------------------------------------------------------------------------------------
-
-def settle(records: Records) -> Fate | None:
-    """Take down what became of the last installation. None where there was none."""
-    records.show_menu()
-    firmware.offer(records.places)
-    trial = records.trial()
-    if trial is None:
-        return None
-    found = fate(trial, records.places.running(), records.places.entries())
-    if found is Fate.BLESSED:
-        records.note(found, trial.version, f"after {trial.since}", trial.by)
-        records.raise_floor()
-    elif found is Fate.BACK:
-        records.note(found, trial.version, why_back(trial))
-    elif found is Fate.CUT_OFF:
-        records.note(found, trial.version, "the installation was cut off; it can be done again")
-    if found in (Fate.BLESSED, Fate.BACK, Fate.CUT_OFF):
-        records.end_trial()
-    return found

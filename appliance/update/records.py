@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.policy.update import Entry, Fate, Installed, Slot, Trial, entries_of, is_newer, version_key
-from appliance.spool.layout import write_whole
+from appliance.spool.durable import write_whole
 from appliance.update.places import Places, device
 
 MOST_HISTORY = 200

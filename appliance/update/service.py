@@ -24,7 +24,7 @@ from appliance.clock import SECOND, Clock
 from appliance.config.settings import Config
 from appliance.policy.update import Installed, Refused, Release, is_due
 from appliance.schedule import hours
-from appliance.update import install
+from appliance.update import install, outcome
 from appliance.update.fetch import Broken, Tell
 from appliance.update.places import Places
 from appliance.update.records import Records
@@ -116,7 +116,7 @@ class Service:
         self._token = ""
 
     def run(self) -> None:
-        install.settle(self._records)
+        outcome.settle(self._records)
         waiting = take_requests(self._records.places)
         for request in waiting:
             self._token = request.token

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.policy.resets import Reset, Traces, cause
-from appliance.spool.layout import write_whole
+from appliance.spool.durable import write_whole
 
 STATE = Path("/var/lib/dcmgate-system")
 RUN = Path("/run/dcmgate-system")

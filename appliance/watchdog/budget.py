@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from appliance.policy.escalation import UNSPENT, Spent
-from appliance.spool.layout import write_whole
+from appliance.spool.durable import write_whole
 
 T = TypeVar("T")
 

@@ -28,6 +28,7 @@ from appliance.spool import (
     behind,
     buffers,
     core,
+    durable,
     intake,
     layout,
     owners,
@@ -177,8 +178,8 @@ class Stage(ExitStack):
 
     def disk(self, sim_os: SimOs, sim_fcntl: SimFcntl) -> None:
         from appliance import retire
-        for module in (slots, writer, recover, retire, quarantine, layout, reader, owners, space, rebuild, router, dimse,
-                       engine):
+        for module in (slots, writer, recover, retire, quarantine, layout, durable, reader, owners, space, rebuild, router,
+                       dimse, engine):
             self.exchange(module, "os", sim_os)
         for module in (writer, recover):
             self.exchange(module, "fcntl", sim_fcntl)

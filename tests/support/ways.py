@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.config.settings import Destination
-from appliance.probe import of_destination, walk
+from appliance.probe.target import of_destination
+from appliance.probe.walk import walk
 from tests.support import peers, pki
 from tests.support.names import EMPTY, FAILS, NOWHERE, SILENT, Names
 from tests.support.namespace import ip

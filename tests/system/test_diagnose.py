@@ -14,7 +14,8 @@ import pytest
 
 from appliance.config.settings import Destination, Tunnel
 from appliance.dicom import uids
-from appliance.probe import of_destination, of_tunnel, walk
+from appliance.probe.target import of_destination, of_tunnel
+from appliance.probe.walk import walk
 from tests.support import badpeers, namespace, objects, peers, pki, proxies
 from tests.support.stunnels import stunnel
 from tests.support.waiting import free_port

@@ -10,9 +10,10 @@ import pytest
 
 from appliance.clock import SECOND, ManualClock
 from appliance.config.settings import Config, Destination
-from appliance.health import Monitor, published
+from appliance.health import published
+from appliance.health.monitor import Monitor
 from appliance.model import Alarm, Severity
-from appliance.probe import Hop, Report, State
+from appliance.probe.report import Hop, Report, State
 from tests.support.waiting import wait_until
 
 MINUTE = 60.0

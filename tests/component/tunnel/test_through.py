@@ -67,8 +67,7 @@ def test_a_reset_as_the_connection_comes_up(state: Path, monkeypatch: pytest.Mon
 
 
 def test_a_far_end_that_answers_and_resets_within_the_tunnel(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from appliance.probe import Hop, Report
-    from appliance.probe.report import State
+    from appliance.probe.report import Hop, Report, State
     monkeypatch.setattr(through, "walk", lambda *_, **__: Report("ris", "", (Hop("tls", State.OK),)))
     with resetting() as near:
         for settings in ({}, {"check": "tcp", "called": ""}):

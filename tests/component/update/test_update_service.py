@@ -15,7 +15,7 @@ import pytest
 from appliance.clock import SECOND, ManualClock
 from appliance.config.settings import Config, Update
 from appliance.policy.update import Installed, Refused, Release, Trial
-from appliance.update import firmware, install
+from appliance.update import firmware, install, outcome
 from appliance.update import places as places_
 from appliance.update.alarms import alarms
 from appliance.update.fetch import Broken
@@ -154,14 +154,14 @@ def menu(records: Records, *names: str) -> None:
 def test_a_trial_that_came_back_says_why_until_something_else_is_installed(records: Records) -> None:
     records.set_trial(Trial("0.2.0", "0.1.0"))
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0+2-0.efi")
-    assert install.settle(records) == "waiting"
+    assert outcome.settle(records) == "waiting"
     records.complain(["dcmgate-receiver.service is inactive"])
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0+0-2.efi")
-    assert install.settle(records) == "back"
+    assert outcome.settle(records) == "back"
     assert records.history()[-1].text == "0.2.0 came back to 0.1.0: dcmgate-receiver.service is inactive"
     assert records.installed().failed == {"0.2.0"}
     assert "did not prove itself: 0.2.0 came back" in alarms(records, by_person=True)[0].text
-    assert install.settle(records) is None
+    assert outcome.settle(records) is None
     records.note("installed", "0.3.0")
     assert alarms(records, by_person=True) == []
 
@@ -171,10 +171,10 @@ def test_a_blessed_version_sets_the_floor_for_good(records: Records) -> None:
     records.places.os_release.write_text('IMAGE_VERSION="0.2.0"\n')
     records.places.floor.write_text("0.2.0\n")
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0+1-1.efi")
-    assert install.settle(records) == "trying"
+    assert outcome.settle(records) == "trying"
     assert records.installed().on_trial
     menu(records, "dcmgate_0.1.0.efi", "dcmgate_0.2.0.efi")
-    assert install.settle(records) == "blessed"
+    assert outcome.settle(records) == "blessed"
     assert not records.installed().on_trial
     assert records.history()[-1].by == "anna"
     records.places.os_release.write_text('IMAGE_VERSION="0.1.0"\n')
@@ -184,7 +184,7 @@ def test_a_blessed_version_sets_the_floor_for_good(records: Records) -> None:
 
 def test_an_installation_that_was_cut_off_is_no_trial(records: Records) -> None:
     records.set_trial(Trial("0.2.0", "0.1.0", False))
-    assert install.settle(records) == "cut off"
+    assert outcome.settle(records) == "cut off"
     assert records.installed().failed == frozenset()
 
 

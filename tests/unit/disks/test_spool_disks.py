@@ -77,10 +77,12 @@ def test_a_new_box_makes_its_spool_once_and_opens_it_ever_after(tmp_path: Path) 
     assert (spool.open, spool.mirror) == (True, False)
     assert machine.count("luksFormat") == machine.count("mkfs.xfs") == machine.count("luksAddKey") == 1
     assert spool_found(tmp_path / "run", tmp_path).members[0].serial == "S1"
+    assert machine.count("settle --timeout=60") == 1, "there may be a second disk"
     machine.disks.append(entry("/dev/sdx", "disk"))      # it may hang: it is not read
     for _ in range(2):
         assert machine.spool().open(BOX).open
         assert machine.count("wipefs") == 0
+        assert machine.count("settle") == 0, "no other disk is waited for"
         assert machine.count("luksFormat") == machine.count("mkfs") == machine.count("repart") == 0
         assert machine.count("cryptsetup open") == 1
 
@@ -172,6 +174,7 @@ def test_a_blank_disk_takes_the_place_of_one_that_is_gone(tmp_path: Path) -> Non
     assert machine.count("--create") == machine.count("luksFormat") == machine.count("mkfs") == 0
     assert next(command for command in machine.ran if "repart" in command).endswith("/dev/sdb")
     assert next(command for command in machine.ran if "--add" in command).endswith("33333333")
+    assert machine.count("settle --timeout=60") == 1, "the new one may be slow"
     kept = json.loads((tmp_path / "keys" / "spool.json").read_text())
     assert (kept["current"], kept["joining"]) == (["11111111-aaaa"], ""), "until the mirror says that it is whole"
     machine.disks[0] = {**machine.disks[0], "children": machine.disks[0]["children"][:1]}
