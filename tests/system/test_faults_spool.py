@@ -21,6 +21,9 @@ from tests.support.waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(120)]
 
+FIRST_GRANT = 64
+"""Numbers that a receiver is granted first; the next grants are larger."""
+
 
 @pytest.fixture
 def pacs(tmp_path: Path) -> Iterator[Destination]:
@@ -231,14 +234,20 @@ def test_a_ledger_rolled_back_by_moments_adopts_what_it_had_granted(site: Gatewa
 def test_a_ledger_older_than_the_objects_is_refused_and_overwrites_none(mend: str, site: Gateway, pacs: Destination) -> None:
     """The numbers that it would grant next exist already: they are never written to.
 
-    `rebuild` is the mend of the message. A restart, as systemd does it, is as good for as many numbers as one grant
-    has: they are open numbers of a dead receiver then, and each is judged by its file.
+    `rebuild` is the mend of the message. Restarts, as systemd does them, are as good, each for as many numbers as one grant
+    has: they are open numbers of a dead receiver then, and each is judged by its file. The receiver has made files ahead
+    here, of its second grant, so it takes one more.
     """
     journal = Journal()
     old = _ledger(site).read_bytes()
     site.start()
     journal.send(site.port, objects.ct_study(5, "newer", side=64))
     site.wait_settled(30, accepted=5)
+
+    def last() -> int:
+        return max(int(path.stem, 16) for path in site.spool.glob("objects/*/*.dcm"))
+
+    wait_until(lambda: last() > FIRST_GRANT, 30, "a file of the second grant")
     assert site.stop() == 0
     files = faults.files(site.spool)
     for path in site.spool.glob("ledger.sqlite-*"):
@@ -250,6 +259,9 @@ def test_a_ledger_older_than_the_objects_is_refused_and_overwrites_none(mend: st
     pacs.clear()
     if mend == "rebuild":
         assert site.json("spool", "rebuild")["accepted"] == 5
+    else:
+        for _ in range((last() - 1) // FIRST_GRANT):
+            refusal(site, "run", status=3)
     site.start()
     if mend == "restart":   # after a rebuild, which somebody asked for, it is what is to be expected
         alarm = wait_alarm(site, "ledger-rolled-back")
