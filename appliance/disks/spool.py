@@ -28,6 +28,7 @@ from appliance.disks.found import FOLDER, MEMBER, RECOVERY_KEY, publish
 from appliance.disks.system import Run, attached, run
 from appliance.errors import DiskFault, DiskRefused
 from appliance.policy.disks import LABEL, Boot, Disk, Member, Refused, SpoolDisks, new_spool, replacement, startable
+from appliance.spool.durable import write_whole
 
 KEYS = Path("/var/etc/disk")
 KNOWN_SPOOL = Path("/var/lib/dcmgate/spool-uuid")
@@ -96,17 +97,7 @@ class SpoolDisk:
         """Durable when it returns."""
         said = {"made": record.made, "members": [{"uuid": one.uuid, "serial": one.serial} for one in record.members],
                 "current": list(record.current), "joining": record.joining}
-        new = self._keys / "spool.json.new"
-        with new.open("w") as file:
-            json.dump(said, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._keys / "spool.json")
-        folder = os.open(self._keys, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(self._keys / "spool.json", json.dumps(said), 0o644)
 
     # opening
 
