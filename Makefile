@@ -67,12 +67,12 @@ installer: ## the image of the installer's stick, beside the system image
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
 	@image-build/installer
 
-test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; VM="-k word" for some
+test-vm: ## that image in QEMU: boots, is set up, serves; into build/vm.json; in LANES lanes; VM="-k word" for some
 	@.ci/setup dev peers image
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
-	@hw-test/run vm $(VM)
+	@hw-test/lanes.py vm $(VM)
 
-test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot; in LANES lanes
+test-vm-full: ## the same with what takes hours: cuts of power by the dozen, a kernel that hangs, disks that rot
 	@.ci/setup dev peers image
 	@[[ -n $$(compgen -G 'build/image/dcmgate_*.efi') ]] || image-build/build
 	@hw-test/lanes.py vm --full $(VM)

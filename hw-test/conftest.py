@@ -17,7 +17,7 @@ import pytest
 from collector import Collector
 from gateway import GatewayStrategy
 from labgrid.exceptions import NoDriverFoundError
-from lanes import MINUTES, shared_out
+from lanes import REST_MINUTES, THE_REST, shared_out
 from machine import DEVICE, IMAGES
 from pki import Authority
 from rootshell import RootShellProtocol
@@ -106,14 +106,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--full"):
         _leave_out(config, items, [bool(item.get_closest_marker("full")) for item in items])
     number, _, lanes = os.environ.get("DCMGATE_LANE", "1/1").partition("/")
-    lane_of = shared_out([minutes(item) for item in items], int(lanes))
-    _leave_out(config, items, [lane != int(number) - 1 for lane in lane_of])
+    pieces = [piece(item) for item in items]
+    lane_of = shared_out(dict(pieces), int(lanes))
+    _leave_out(config, items, [lane_of[name] != int(number) - 1 for name, _ in pieces])
 
 
-def minutes(item: pytest.Item) -> float:
-    """What a check takes, about."""
-    full = item.get_closest_marker("full")
-    return full.kwargs["minutes"] if full else MINUTES
+def piece(item: pytest.Item) -> tuple[str, float]:
+    """What a check shares its lane with, and the minutes that takes: a long one stands alone, as does a module that says so."""
+    if full := item.get_closest_marker("full"):
+        return item.nodeid, full.kwargs["minutes"]
+    if apart := item.get_closest_marker("apart"):
+        return item.nodeid.partition("::")[0], apart.kwargs["minutes"]
+    return THE_REST, REST_MINUTES
 
 
 def _leave_out(config: pytest.Config, items: list[pytest.Item], out: list[bool]) -> None:

@@ -20,7 +20,7 @@ from partitions import Disk
 from releases import Maker, next_version, served
 from waiting import wait_until
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = [pytest.mark.timeout(2400), pytest.mark.apart(minutes=28)]
 
 
 @pytest.fixture(scope="module")
