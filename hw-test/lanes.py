@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Suites in lanes, each with a virtual box of its own: `hw-test/lanes.py vm [PYTEST…]`, LANES of them.
 
-A box that boots uses one and a half processors, and one that waits for a watchdog none: two lanes take two processors two thirds
-of the time of one. One lane and its checks are `hw-test/run` with $DCMGATE_LANE, e.g. 1/2. What the lanes write to
+A box that boots uses one and a half processors, and one that waits for a watchdog none: two lanes on two processors take some
+two thirds of the time of one. One lane and its checks are `hw-test/run` with $DCMGATE_LANE, e.g. 1/2. What the lanes write to
 build/vm-1.json, build/vm-2.json … is put together in build/vm.json.
 """
 
