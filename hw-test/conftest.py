@@ -21,6 +21,7 @@ from lanes import REST_MINUTES, THE_REST, shared_out
 from machine import DEVICE, IMAGES
 from pki import Authority
 from rootshell import RootShellProtocol
+from volatile import VolatileDisk
 
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
@@ -199,6 +200,18 @@ def box(target: Any, machine_files: None, collector: Collector) -> Iterator[Gate
     yield strategy
     FIGURES.update({f"seconds from {name}": round(value, 1) for name, value in strategy.figures.items()})
     strategy.transition("off")
+
+
+@pytest.fixture(scope="session")
+def volatile_disk(box: GatewayStrategy) -> VolatileDisk:
+    return VolatileDisk(box, ROOT, FOLDER)
+
+
+@pytest.fixture
+def volatile(volatile_disk: VolatileDisk) -> VolatileDisk:
+    """The device serves on a disk that loses at a power cut what was not flushed. To be asked for before `serving`."""
+    volatile_disk.on()
+    return volatile_disk
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from conftest import FOLDER, ROOT
 from dicom import arrived, content, pacs, sender, study
 from gateway import GatewayStrategy
 from volatile import VolatileDisk
@@ -62,31 +61,29 @@ class Scanner(threading.Thread):
         assert not self.is_alive()
 
 
-def cut_under_load(moments: Sequence[Callable[[], object]], box: GatewayStrategy, folder: Path, figures: dict[str, Any],
-                   then: Callable[[], object] = lambda: None) -> None:
+def cut_under_load(moments: Sequence[Callable[[], object]], box: GatewayStrategy, disk: VolatileDisk, folder: Path,
+                   figures: dict[str, Any], then: Callable[[], object] = lambda: None) -> None:
     """A cut where each of `moments` returns; it is called when a first image is acknowledged. `then`: what else is looked at
     after each. Every image that was acknowledged before a cut is there after it, as it was; it always boots; the balance is
     exact."""
     identity = box.run("cat /etc/machine-id")
     kept: list[Path] = []
-    with VolatileDisk(box, ROOT, FOLDER) as disk:
+    for number, moment in enumerate(moments):
+        with Scanner(folder / f"cut{number}") as scanner:
+            wait_until(lambda scanner=scanner: scanner.acknowledged, 120, "a first image is acknowledged", every=0.2)
+            moment()
+            disk.cut()
+        kept += scanner.acknowledged
         disk.on()
-        for number, moment in enumerate(moments):
-            with Scanner(folder / f"cut{number}") as scanner:
-                wait_until(lambda scanner=scanner: scanner.acknowledged, 120, "a first image is acknowledged", every=0.2)
-                moment()
-                disk.cut()
-            kept += scanner.acknowledged
-            disk.on()
-            assert box.run("cat /etc/machine-id; hostname").split() == [identity, "gate1"], "it is set up once"
-            assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
-            then()
-        with pacs(folder / "pacs") as store:
-            wanted = dict(content(path) for path in kept)
-            seconds_until(lambda: wanted.keys() <= arrived(store, len(wanted), 20).keys(), 600, every=0)
-            got = arrived(store, len(wanted), 20)
-        lost = [uid for uid in wanted if uid not in got]
-        altered = [uid for uid, data in wanted.items() if uid in got and got[uid] != data]
-        figures[f"{len(moments)} cuts under load"] = {"acknowledged": len(wanted), "lost": len(lost), "altered": len(altered)}
-        assert (lost, altered) == ([], [])
+        assert box.run("cat /etc/machine-id; hostname").split() == [identity, "gate1"], "it is set up once"
         assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0
+        then()
+    with pacs(folder / "pacs") as store:
+        wanted = dict(content(path) for path in kept)
+        seconds_until(lambda: wanted.keys() <= arrived(store, len(wanted), 20).keys(), 600, every=0)
+        got = arrived(store, len(wanted), 20)
+    lost = [uid for uid in wanted if uid not in got]
+    altered = [uid for uid, data in wanted.items() if uid in got and got[uid] != data]
+    figures[f"{len(moments)} cuts under load"] = {"acknowledged": len(wanted), "lost": len(lost), "altered": len(altered)}
+    assert (lost, altered) == ([], [])
+    assert json.loads(box.run("dcmgate balance --json", 120))["unaccounted"] == 0

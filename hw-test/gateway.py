@@ -47,7 +47,7 @@ def echo(address: str = SCANNER_SIDE, port: int = PORT, seconds: int = 10) -> bo
 @target_factory.reg_driver
 @attr.s(eq=False)
 class GatewayStrategy(Strategy):
-    """`stick_image`: what is on the stick. `figures`: seconds that the states took."""
+    """`stick_image`: what is on the stick. `figures`: seconds of the states. `when_off`: is called once, at the next off."""
 
     bindings = {"power": "PowerProtocol", "console": "ConsoleProtocol", "stick": StickProtocol, "ssh": "SSHDriver"}  # noqa: RUF012
     status = attr.ib(default=Status.unknown)
@@ -56,6 +56,7 @@ class GatewayStrategy(Strategy):
         super().__attrs_post_init__()
         self.stick_image = Path()
         self.figures: dict[str, float] = {}
+        self.when_off: Callable[[], object] | None = None
         self._on_at: float | None = None
         self._set_up_on_this_boot = False
 
@@ -74,6 +75,9 @@ class GatewayStrategy(Strategy):
         self.target.activate(self.power)
         self.power.off()
         self.status = Status.off
+        if self.when_off is not None:
+            then, self.when_off = self.when_off, None
+            then()
 
     def _boot(self) -> None:
         self.target.activate(self.console)

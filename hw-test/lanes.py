@@ -27,9 +27,10 @@ NO_CHECKS = 5
 
 
 def shared_out(pieces: Mapping[str, float], lanes: int) -> dict[str, int]:
-    """The lane of each piece, from 0: the longest first, each to the lane that has least to do. `pieces` has minutes."""
+    """The lane of each piece, from 0: the longest first, each to the lane that has least to do; the rest in the first, whose
+    figures count. `pieces` has minutes."""
     total, lane_of = [0.0] * lanes, {}
-    for piece in sorted(pieces, key=lambda piece: -pieces[piece]):
+    for piece in sorted(pieces, key=lambda piece: (piece != THE_REST, -pieces[piece])):
         lane_of[piece] = total.index(min(total))
         total[lane_of[piece]] += pieces[piece]
     return lane_of

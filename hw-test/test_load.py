@@ -15,6 +15,7 @@ from dicom import arrived, content, pacs, send, sender, study
 from gateway import GatewayStrategy, echo
 from memory import held, left
 from rootshell import RootShellProtocol
+from volatile import VolatileDisk
 from waiting import wait_until
 
 CUTS = 20
@@ -74,8 +75,8 @@ def test_memory_of_each_service_under_load(serving: GatewayStrategy, root: RootS
 
 @pytest.mark.full(minutes=40)
 @pytest.mark.timeout(7200)
-def test_no_power_cut_of_many_under_load_loses_an_image(serving: GatewayStrategy, figures: dict[str, Any],
-                                                        tmp_path: Path) -> None:
+def test_no_power_cut_of_many_under_load_loses_an_image(volatile: VolatileDisk, serving: GatewayStrategy,
+                                                        figures: dict[str, Any], tmp_path: Path) -> None:
     """Twenty of them, at any moment. Three, each in the middle of an update, are in test_update."""
     chance = random.Random(5)
-    cut_under_load([lambda: time.sleep(chance.uniform(0, 15))] * CUTS, serving, tmp_path, figures)
+    cut_under_load([lambda: time.sleep(chance.uniform(0, 15))] * CUTS, serving, volatile, tmp_path, figures)

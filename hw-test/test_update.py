@@ -18,6 +18,7 @@ from gateway import GatewayStrategy, Status
 from machine import DEVICE
 from partitions import Disk
 from releases import Maker, next_version, served
+from volatile import VolatileDisk
 from waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.apart(minutes=28)]
@@ -62,7 +63,8 @@ def asked(box: GatewayStrategy, name: str) -> tuple[str, int]:
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
-def test_a_release_without_a_signature_is_refused(serving: GatewayStrategy, maker: Maker, second: Path) -> None:
+def test_a_release_without_a_signature_is_refused(volatile: VolatileDisk, serving: GatewayStrategy, maker: Maker,
+                                                  second: Path) -> None:
     (maker.spoilt("unsigned", second) / "SHA256SUMS.gpg").unlink()
     assert asked(serving, "unsigned") == ("refused: it has no SHA256SUMS.gpg", 4)
 
@@ -125,8 +127,9 @@ def test_there_is_room_for_an_update_beside_the_fullest_journal(serving: Gateway
     assert size - (journal << 20) > 2 * sum(path.stat().st_size for path in second.iterdir())
 
 
-def test_no_power_cut_in_an_update_under_load_loses_an_image(serving: GatewayStrategy, maker: Maker, second: Path,
-                                                             version: str, tmp_path: Path, figures: dict[str, Any]) -> None:
+def test_no_power_cut_in_an_update_under_load_loses_an_image(volatile: VolatileDisk, serving: GatewayStrategy, maker: Maker,
+                                                             second: Path, version: str, tmp_path: Path,
+                                                             figures: dict[str, Any]) -> None:
     """Each cut comes while a scanner sends and an update is under way, and takes what was not flushed. The old version runs as
     before, and the update begins again where it was."""
     def after(stage: str, seconds: float) -> Callable[[], None]:
@@ -140,7 +143,7 @@ def test_no_power_cut_in_an_update_under_load_loses_an_image(serving: GatewayStr
     def runs_as_before() -> None:
         assert status(serving)["running"] == version
 
-    cut_under_load([after("fetching", 5), after("installing", 3), after("installing", 8)], serving, tmp_path, figures,
+    cut_under_load([after("fetching", 5), after("installing", 3), after("installing", 8)], serving, volatile, tmp_path, figures,
                    runs_as_before)
 
 

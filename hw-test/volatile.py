@@ -8,51 +8,40 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gateway import GatewayStrategy
 from waiting import wait_until
 
 
 class VolatileDisk:
-    """As long as it is open, the box has such a disk. `on` brings it to serving, `cut` takes the power away."""
+    """`on` brings the box to serving on such a disk, and it has that until it is switched off; `cut` takes the power away."""
 
     def __init__(self, box: GatewayStrategy, root: Path, folder: Path) -> None:
         self._box, self._root, self._folder = box, root, folder
         self._server: subprocess.Popen[bytes] | None = None
-        self._before = ""
-
-    def __enter__(self) -> Self:
-        self._box.transition("off")
-        power: Any = self._box.power
-        self._before = power.extra_args
-        plain = f"cache=unsafe,werror=report,rerror=report,file={self._folder}/disk.raw"
-        assert plain in self._before
-        self._rebuild(self._before.replace(plain, f"cache=writeback,werror=report,rerror=report,file=nbd:unix:{self._socket}"))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._box.transition("off")      # in order: QEMU flushes
-        if self._server is not None:
-            self._server.terminate()
-            self._server.wait(60)
-        self._rebuild(self._before)
 
     @property
     def _socket(self) -> Path:
         return self._folder / "disk.sock"
 
     def on(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        cache = self._folder / "tmp"
-        cache.mkdir(exist_ok=True)
-        command = [self._root / "image-build" / "enter", "--work", self._folder, "env", f"TMPDIR={cache}", "nbdkit", "-f", "-U",
-                   self._socket, "--filter=cache", "file", self._folder / "disk.raw", "cache=writeback"]
-        self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        server = self._server
-        wait_until(lambda: self._socket.exists() or server.poll() is not None, 60, "nbdkit starts", every=0.1)
-        assert server.poll() is None, "nbdkit does not start"
+        if self._server is None:
+            self._box.transition("off")
+            self._socket.unlink(missing_ok=True)
+            cache = self._folder / "tmp"
+            cache.mkdir(exist_ok=True)
+            command = [self._root / "image-build" / "enter", "--work", self._folder, "env", f"TMPDIR={cache}", "nbdkit", "-f",
+                       "-U", self._socket, "--filter=cache", "file", self._folder / "disk.raw", "cache=writeback"]
+            server = self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            wait_until(lambda: self._socket.exists() or server.poll() is not None, 60, "nbdkit starts", every=0.1)
+            assert server.poll() is None, "nbdkit does not start"
+            power: Any = self._box.power
+            plain = f"cache=unsafe,werror=report,rerror=report,file={self._folder}/disk.raw"
+            before = power.extra_args
+            assert plain in before
+            self._rebuild(before.replace(plain, f"cache=writeback,werror=report,rerror=report,file=nbd:unix:{self._socket}"))
+            self._box.when_off = lambda: self._gone(before)
         self._box.transition("serving")
 
     def cut(self) -> None:
@@ -66,8 +55,16 @@ class VolatileDisk:
         power._child, power.status = None, 0
         self._box.transition("off")
 
+    def _gone(self, arguments: str) -> None:
+        """It was switched off, and QEMU has flushed; or its power was cut."""
+        assert self._server is not None
+        self._server.terminate()
+        self._server.wait(60)
+        self._server = None
+        self._rebuild(arguments)
+
     def _rebuild(self, arguments: str) -> None:
         power: Any = self._box.power
         self._box.target.deactivate(power)
         power.extra_args = arguments
-        self._box.transition("off")
+        self._box.target.activate(power)

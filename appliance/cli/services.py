@@ -311,7 +311,7 @@ def _tunnels(working: Working, clock: Clock, together: bool) -> Stage:
 
 
 def _receiver(working: Working, clock: Clock, together: bool) -> Stage:
-    from appliance.receive import Receiver
+    from appliance.receive.receiver import Receiver
     workers = working.source().spool.receivers or 1 if together else None
     return Receiver(working.source, working.spool, clock, working.run, workers=workers)
 

@@ -9,8 +9,3 @@
 It knows nothing of what becomes of an object: it meets the router in the spool
 and its ledger, and kicks the forwarder after each commit.
 """
-
-from appliance.receive.limits import Limits
-from appliance.receive.receiver import ConfigSource, Receiver
-
-__all__ = ["ConfigSource", "Limits", "Receiver"]

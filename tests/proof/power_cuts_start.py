@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import appliance.forward.engine
-import appliance.receive  # noqa: F401 so that a forked child has all of it
+import appliance.receive.receiver  # noqa: F401 so that a forked child has all of it
 from appliance.cli.services import ALL, Box, locate, open_for_work
 from appliance.clock import SystemClock
 from appliance.keeper import Keeper

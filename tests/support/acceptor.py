@@ -20,7 +20,8 @@ from appliance.clock import SystemClock
 from appliance.config.settings import Config, Listener, Peer
 from appliance.dicom.part10 import HEAD, parse_head
 from appliance.model import Custody
-from appliance.receive import Limits, Receiver
+from appliance.receive.limits import Limits
+from appliance.receive.receiver import Receiver
 from appliance.spool.layout import Spool
 from appliance.spool.ledger import Ledger
 from tests.support import objects

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.config.settings import Listener, Peer
 from appliance.errors import ConfigError
-from appliance.receive import Receiver
+from appliance.receive.receiver import Receiver
 from appliance.spool.rows import Knock
 from tests.support import objects
 from tests.support.acceptor import QUICK, Box, ask, config, connect, echo, read_to_end, receiving, rejected, session

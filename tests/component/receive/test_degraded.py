@@ -10,8 +10,8 @@ import pytest
 
 from appliance.config.settings import Config, Listener, Peer
 from appliance.config.settings import Spool as SpoolSettings
-from appliance.receive import Limits
 from appliance.receive.degraded import Degraded
+from appliance.receive.limits import Limits
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner
 from tests.support.waiting import wait_until
 

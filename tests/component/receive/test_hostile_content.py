@@ -21,7 +21,7 @@ import pytest
 
 from appliance.config.settings import Listener
 from appliance.dicom.pdu import MAX_ASSOCIATION_PDU
-from appliance.receive import Limits
+from appliance.receive.limits import Limits
 from tests.support import objects
 from tests.support.acceptor import (
     OPEN,

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from appliance.config.settings import Listener
-from appliance.receive import Limits
+from appliance.receive.limits import Limits
 from appliance.receive.receiver import raise_descriptor_limit
 from tests.support import objects
 from tests.support.acceptor import (

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.config.settings import Listener
 from appliance.errors import SpoolRefused
-from appliance.receive import Limits
+from appliance.receive.limits import Limits
 from tests.support import objects
 from tests.support.acceptor import (
     Box,
@@ -183,7 +183,7 @@ def test_a_spool_that_no_worker_can_open_is_an_error_at_the_start(tmp_path: Path
         kept = identity.read_text()
         identity.write_text(kept.replace(box.spool.uuid[:8], "00000000"))
         try:
-            from appliance.receive import Receiver
+            from appliance.receive.receiver import Receiver
             other = Receiver(lambda: config(), box.spool, box.clock, box.run, workers=2, limits=LIMITS)
             with pytest.raises(SpoolRefused):
                 other.start()

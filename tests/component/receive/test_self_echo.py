@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.receive import Limits, selfecho
+from appliance.receive import selfecho
+from appliance.receive.limits import Limits
 from appliance.receive.selfecho import SelfEcho
 from tests.support.acceptor import Box, receiving
 from tests.support.waiting import wait_until

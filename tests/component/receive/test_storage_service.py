@@ -15,7 +15,8 @@ import pytest
 
 from appliance.config.settings import Peer
 from appliance.errors import FormatError, LedgerFault, SpoolFault
-from appliance.receive import Limits, services
+from appliance.receive import services
+from appliance.receive.limits import Limits
 from appliance.spool import writer
 from tests.support import objects
 from tests.support.acceptor import (

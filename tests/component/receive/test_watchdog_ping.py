@@ -12,9 +12,10 @@ import pytest
 from appliance.clock import SystemClock
 from appliance.config.settings import Config, Control, Listener
 from appliance.config.settings import Spool as SpoolSettings
-from appliance.receive import Receiver, health
+from appliance.receive import health
 from appliance.receive.guard import IDLE, Guard, now_ns
 from appliance.receive.limits import Limits
+from appliance.receive.receiver import Receiver
 from appliance.spool.layout import Spool
 from appliance.telemetry import notify
 from tests.support.waiting import wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.receive import Limits
+from appliance.receive.limits import Limits
 from tests.support import hang
 from tests.support.acceptor import Box, receiving
 from tests.support.waiting import wait_until

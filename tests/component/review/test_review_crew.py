@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import SpoolFault
-from appliance.receive import Limits, channel, health
+from appliance.receive import channel, health
+from appliance.receive.limits import Limits
 from tests.support import objects
 from tests.support.acceptor import echo, receiving, session
 from tests.support.scu import Lost

@@ -17,8 +17,9 @@ from appliance.config.settings import Alarms, Config
 from appliance.errors import ControlError
 from appliance.manage.control import ControlServer, Remote
 from appliance.model import Alarm, Severity
-from appliance.receive import Limits, health
+from appliance.receive import health
 from appliance.receive.guard import FIRST, Guard
+from appliance.receive.limits import Limits
 from appliance.telemetry.alarms import Notifier
 from tests.support.acceptor import config, echo, receiving
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner
