@@ -141,12 +141,12 @@ def outage(seconds: float, box: GatewayStrategy, root: RootShellProtocol, figure
     return alarms
 
 
-HURRY, DAY = 480, 86400
+HURRY, DAY = 360, 86400
 
 
 def test_a_day_without_the_uplink_restarts_and_reboots_nothing(serving: GatewayStrategy, root: RootShellProtocol,
                                                                figures: dict[str, Any], tmp_path: Path) -> None:
-    """On a clock that goes 480 times as fast, until the next boot."""
+    """On a clock that goes 360 times as fast, until the next boot."""
     root.put(Path(__file__).with_name("hurried.py"), "/run/hurried.py")
     for unit in ("forwarder", "keeper", "watch"):
         place = f"/run/systemd/system/dcmgate-{unit}.service.d"

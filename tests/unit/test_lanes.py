@@ -33,7 +33,7 @@ def test_lanes_fit_the_processors_and_the_memory(monkeypatch: Any) -> None:
         monkeypatch.setattr(lanes.os, "sysconf", {"SC_PHYS_PAGES": gigabytes << 18, "SC_PAGE_SIZE": 4096}.__getitem__)
         return lanes.fitting()
 
-    assert [machine(*each) for each in ((2, 8), (8, 16), (8, 7), (2, 2), (1, 1))] == [1, 4, 2, 1, 1]
+    assert [machine(*each) for each in ((2, 8), (4, 16), (4, 7), (2, 4), (1, 1))] == [2, 3, 2, 1, 1]
 
 
 def result(name: str, outcome: str, **figures: float) -> dict[str, Any]:
