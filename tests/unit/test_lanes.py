@@ -62,7 +62,7 @@ def test_a_lane_without_a_result_fails_the_whole(tmp_path: Path, monkeypatch: An
     monkeypatch.setenv("LANES", "2")
     assert lanes.main("vm") == 1
     assert "no result of vm-2.json" in capsys.readouterr().err
-    run.write_text("#!/bin/sh\n[ $DCMGATE_LANE = 2/2 ]; cp result.json build/vm-$?.json; cp result.json build/vm-2.json\n")
+    run.write_text("#!/bin/sh\ncp result.json build/vm-${DCMGATE_LANE%/2}.json\n")
     assert lanes.main("vm") == 0
     run.write_text('#!/bin/sh\nlane=${DCMGATE_LANE%/2}\n[ $lane = 1 ] || { echo "$NONE" >build/vm-2.json; exit 5; }\n'
                    'cp result.json build/vm-1.json\n')
