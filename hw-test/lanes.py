@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Suites in lanes, each with a virtual box of its own: `hw-test/lanes.py vm [PYTEST…]`, LANES of them.
 
-Two on two processors: each is slower beside the other, but a box that waits leaves its time to the other one, and together they
-take four fifths. One lane and its checks are `hw-test/run` with $DCMGATE_LANE, e.g. 1/2. What the lanes write to
-build/vm-1.json, build/vm-2.json … is put together in build/vm.json.
+One more than half of the processors: each is slower beside the others, but a box that waits leaves its time to them. One lane
+and its checks are `hw-test/run` with $DCMGATE_LANE, e.g. 1/2. What the lanes write to build/vm-1.json, build/vm-2.json … is put
+together in build/vm.json.
 """
 
 from __future__ import annotations

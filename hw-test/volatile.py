@@ -33,7 +33,7 @@ class VolatileDisk:
             cache.mkdir(exist_ok=True)
             command = [self._root / "image-build" / "enter", "--work", self._folder, "env", f"TMPDIR={cache}", "nbdkit", "-f",
                        "-U", self._socket, "--filter=cache", "file", self._folder / "disk.raw", "cache=writeback"]
-            server = self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             wait_until(lambda: self._socket.exists() or server.poll() is not None, 60, "nbdkit starts", every=0.1)
             assert server.poll() is None, "nbdkit does not start"
             power: Any = self._box.power
@@ -41,6 +41,7 @@ class VolatileDisk:
             before = power.extra_args
             assert plain in before
             self._rebuild(before.replace(plain, f"cache=writeback,werror=report,rerror=report,file=nbd:unix:{self._socket}"))
+            self._server = server   # only now: where any of that failed, the next call begins anew, and not on the plain disk
             self._box.when_off = lambda: self._gone(before)
         self._box.transition("serving")
 
