@@ -20,6 +20,7 @@ from labgrid.exceptions import NoDriverFoundError
 from lanes import REST_MINUTES, THE_REST, shared_out
 from machine import DEVICE, IMAGES
 from pki import Authority
+from releases import Maker, served
 from rootshell import RootShellProtocol
 from volatile import VolatileDisk
 
@@ -234,6 +235,20 @@ def root_shell(target: Any) -> RootShellProtocol:
         pytest.skip("this device has no root shell")
     target.activate(shell)
     return shell
+
+
+@pytest.fixture(scope="session")
+def version() -> str:
+    """Of the image under test."""
+    return image().name.removeprefix("dcmgate_").removesuffix(".raw")
+
+
+@pytest.fixture(scope="module")
+def maker(version: str) -> Iterator[Maker]:
+    """Makes releases in a folder that the box reaches from its uplink side."""
+    one = Maker(ROOT, FOLDER / "releases", keys(), version)
+    with served(one.folder):
+        yield one
 
 
 @pytest.fixture(scope="session")

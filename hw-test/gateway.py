@@ -7,6 +7,7 @@ serial cable.
 from __future__ import annotations
 
 import enum
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -137,3 +138,8 @@ class GatewayStrategy(Strategy):
         """A command as the person on the management side; its output. Raises where it fails."""
         lines: Any = self.ssh.run_check(command, timeout=seconds)
         return "\n".join(lines)
+
+    def updates(self) -> dict[str, Any]:
+        """What runs, what is in the boot menu, and what happened: of `dcmgate update status`."""
+        found: dict[str, Any] = json.loads(self.run("dcmgate --json update status", 120))
+        return found

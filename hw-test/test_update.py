@@ -6,36 +6,22 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FOLDER, ROOT, image, in_tools, keys
+from conftest import FOLDER, ROOT, in_tools
 from cuts import cut_under_load
 from dicom import arrived, pacs, send, study
 from gateway import GatewayStrategy, Status
 from machine import DEVICE
 from partitions import Disk
-from releases import Maker, next_version, served
+from releases import URL, Maker, next_version
 from volatile import VolatileDisk
 from waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(2400), pytest.mark.apart(minutes=28)]
-
-
-@pytest.fixture(scope="module")
-def version() -> str:
-    found = re.fullmatch(r"dcmgate_([0-9.]+)\.raw", image().name)
-    assert found is not None
-    return found[1]
-
-
-@pytest.fixture(scope="module")
-def maker(version: str) -> Iterator[Maker]:
-    one = Maker(ROOT, FOLDER / "releases", keys(), version)
-    with served(one.folder):
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +37,9 @@ def third(maker: Maker, version: str) -> Path:
     return maker.variant("third", next_version(version, 2), words)
 
 
-def status(box: GatewayStrategy) -> dict[str, Any]:
-    return json.loads(box.run("dcmgate --json update status", 120))
-
-
 def asked(box: GatewayStrategy, name: str) -> tuple[str, int]:
     """What `install` says of a release on our server, and its exit status."""
-    out, _, code = box.ssh.run(f"dcmgate update install --from http://10.99.2.10:8000/{name}", timeout=300)
+    out, _, code = box.ssh.run(f"dcmgate update install --from {URL}/{name}", timeout=300)
     return "\n".join(out), code
 
 
@@ -104,7 +86,7 @@ def test_a_release_that_is_cut_off_is_refused(serving: GatewayStrategy, maker: M
 
 
 def test_nothing_of_that_has_changed_the_box(serving: GatewayStrategy, version: str) -> None:
-    found = status(serving)
+    found = serving.updates()
     assert [(entry["version"], entry["state"]) for entry in found["menu"]] == [(version, "good")]
     assert found["trial"] is None
     assert [event["by"] for event in found["history"]] == ["engineer"] * 5
@@ -134,14 +116,14 @@ def test_no_power_cut_in_an_update_under_load_loses_an_image(volatile: VolatileD
     before, and the update begins again where it was."""
     def after(stage: str, seconds: float) -> Callable[[], None]:
         def moment() -> None:
-            serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/second")
-            wait_until(lambda: status(serving)["progress"].get("stage") == stage, 300, lambda: f"{stage}: {status(serving)}",
-                       every=0.5)
+            serving.run(f"dcmgate update install --no-wait --from {URL}/second")
+            wait_until(lambda: serving.updates()["progress"].get("stage") == stage, 300,
+                       lambda: f"{stage}: {serving.updates()}", every=0.5)
             time.sleep(seconds)
         return moment
 
     def runs_as_before() -> None:
-        assert status(serving)["running"] == version
+        assert serving.updates()["running"] == version
 
     cut_under_load([after("fetching", 5), after("installing", 3), after("installing", 8)], serving, volatile, tmp_path, figures,
                    runs_as_before)
@@ -154,15 +136,15 @@ def test_a_good_version_is_blessed(serving: GatewayStrategy, maker: Maker, secon
     with pacs(tmp_path / "first"):
         wait_until(lambda: "reached" in serving.run("dcmgate status", 120), 300, "the PACS is reached", every=2)
         began = time.monotonic()
-        serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/second")
+        serving.run(f"dcmgate update install --no-wait --from {URL}/second")
         serving.console.expect(r"reboot: Restarting system|Reached target .*reboot\.target", timeout=900)
         figures["seconds of an update until the restart"] = round(time.monotonic() - began, 1)
         serving.console.expect(rf"{next_version(version)} is good", timeout=900)
         figures["seconds of an update until it is good"] = round(time.monotonic() - began, 1)
         serving.restarted()
-    wait_until(lambda: [event["what"] for event in status(serving)["history"][-1:]] == ["blessed"], 120,
-               lambda: status(serving), every=2)
-    found = status(serving)
+    wait_until(lambda: [event["what"] for event in serving.updates()["history"][-1:]] == ["blessed"], 120,
+               serving.updates, every=2)
+    found = serving.updates()
     assert found["running"] == next_version(version)
     assert found["history"][-1]["by"] == "engineer"
     assert [(e["version"], e["state"]) for e in found["menu"]] == [(version, "good"), (next_version(version), "good")]
@@ -173,10 +155,10 @@ def test_a_version_that_does_not_prove_itself_goes_back(serving: GatewayStrategy
                                                         tmp_path: Path, figures: dict[str, Any]) -> None:
     second, third_version = next_version(version), next_version(version, 2)
     began = time.monotonic()
-    serving.run("dcmgate update install --no-wait --from http://10.99.2.10:8000/third")
+    serving.run(f"dcmgate update install --no-wait --from {URL}/third")
     booted_by_itself(serving, 3)
     figures["seconds until a bad version is gone"] = round(time.monotonic() - began, 1)
-    found = status(serving)
+    found = serving.updates()
     assert found["running"] == second
     assert [(e["version"], e["state"]) for e in found["menu"]] == [(second, "good"), (third_version, "failed")]
     last = found["history"][-1]
@@ -221,7 +203,7 @@ def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, ve
     serving.console.expect(REFUSED_BY_FIRMWARE, timeout=600)
     serving.console.expect(rf"{re.escape(between)} could not be started, {re.escape(second)} runs", timeout=900)
     serving.restarted()
-    found = status(serving)
+    found = serving.updates()
     assert found["running"] == second
     assert {entry["version"]: entry["state"] for entry in found["menu"]} == {
         second: "good", third_version: "failed", between: "failed"}
@@ -230,7 +212,7 @@ def test_what_is_not_as_it_was_signed_is_not_booted(serving: GatewayStrategy, ve
 @pytest.mark.full(minutes=4)
 def test_a_uki_with_a_changed_byte_is_not_booted(serving: GatewayStrategy) -> None:
     """Signed, but not for this."""
-    runs = status(serving)["running"]
+    runs = serving.updates()["running"]
     serving.transition("off")
     disk = Disk(FOLDER / "disk.raw", in_tools)
     disk.get(f"dcmgate_{runs}.efi", FOLDER / "first.efi")
@@ -243,5 +225,5 @@ def test_a_uki_with_a_changed_byte_is_not_booted(serving: GatewayStrategy) -> No
     serving.console.expect(REFUSED_BY_FIRMWARE, timeout=300)
     serving.console.expect(rf"9\.1\.0 could not be started, {runs} runs", timeout=900)
     serving.restarted()
-    assert status(serving)["running"] == runs
-    assert {entry["version"]: entry["state"] for entry in status(serving)["menu"]}["9.1.0"] == "failed"
+    assert serving.updates()["running"] == runs
+    assert {entry["version"]: entry["state"] for entry in serving.updates()["menu"]}["9.1.0"] == "failed"
