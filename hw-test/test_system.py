@@ -41,6 +41,13 @@ def test_a_crash_leaves_no_memory_behind(serving: GatewayStrategy) -> None:
     assert serving.run("cat /proc/sys/kernel/core_pattern") == "|/bin/false"
 
 
+def test_what_the_services_share_is_their_group_s(serving: GatewayStrategy) -> None:
+    """Whoever came first: the files that SQLite makes beside the ledger, and the block that the spool's probe writes."""
+    lines = serving.run("stat -c '%a %G %n' /var/spool/dcmgate/ledger.sqlite* /var/spool/dcmgate/probe").splitlines()
+    assert len(lines) >= 4
+    assert {line.split("/")[0] for line in lines} == {"660 dcmgate "}, lines
+
+
 def test_a_usb_port_takes_no_keyboard(serving: GatewayStrategy) -> None:
     """Its interface stays switched off; a stick, which has another class, works (it set this box up)."""
     before = serving.run("grep -c . /proc/bus/input/devices || true")

@@ -14,6 +14,7 @@ the derived tables again. No patient identifiers in here.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -146,6 +147,8 @@ def connect(path: Path, *, create: bool = False, read_only: bool = False, checkp
     `checkpointer` is for the keeper: only it checkpoints below the WAL's bound.
     Raises apsw errors; the caller maps them.
     """
+    if create:
+        _make_file(path)
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     db = apsw.Connection(str(path), flags=flags, statementcachesize=256)
     try:
@@ -155,6 +158,20 @@ def connect(path: Path, *, create: bool = False, read_only: bool = False, checkp
         db.close()
         raise
     return db
+
+
+def _make_file(path: Path) -> None:
+    """Its group's too from the first moment, whatever the umask: SQLite gives the files beside a ledger the rights that it has
+    when somebody opens it, and keeps them. One made by who only reads, too early, would keep every writer out.
+
+    OSError is swallowed: SQLite meets the same, and names it.
+    """
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchmod(fd, 0o660)
+        finally:
+            os.close(fd)
 
 
 def _set_up(db: apsw.Connection, *, read_only: bool, checkpointer: bool) -> None:

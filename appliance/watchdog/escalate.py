@@ -7,10 +7,12 @@ before anything is rebooted; where that fails nothing is.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +28,7 @@ from appliance.watchdog.budget import Budget, File, Variable, within
 UNITS = {"receiver": "dcmgate-receiver.service", "forwarder": "dcmgate-forwarder.service", "keeper": "dcmgate-keeper.service"}
 DEGRADED = "dcmgate-degraded.service"
 NOTE = "degraded.json"
+LOCK = "escalate.lock"
 BLESS = "/usr/lib/systemd/systemd-bless-boot"
 SECONDS = 60.0
 FINDINGS = (1, 2)
@@ -104,6 +107,11 @@ def look(spool: Path, probe: Callable[[], Verdict] | None = None) -> tuple[Disk,
 def escalate(unit: str, places: Places, machine: Machine, kept: Budget, disk: tuple[Disk, str] | None = None) -> Decision:
     """Restarts of that unit did not help, or the spool's probe fails ("spool"): do what follows."""
     state, words = disk if disk is not None else look(places.spool)
+    with _alone(places.run):
+        return _escalate(unit, places, machine, kept, state, words)
+
+
+def _escalate(unit: str, places: Places, machine: Machine, kept: Budget, state: Disk, words: str) -> Decision:
     spent = kept.read()
     finding = unit in UNITS and machine.ended_with(UNITS[unit]) in FINDINGS
     facts = Facts(unit, state, spent, machine.on_trial(), finding)
@@ -116,6 +124,26 @@ def escalate(unit: str, places: Places, machine: Machine, kept: Budget, disk: tu
     log.error("escalation", unit=unit, disk=str(state), step=str(decision.step), why=text)
     _do(decision, unit, text, places, machine)
     return decision
+
+
+@contextmanager
+def _alone(run: Path, seconds: float = SECONDS) -> Iterator[None]:
+    """One at a time: services that fail for one reason give up together, and what the second writes of the budget would
+    undo what the first has charged. Nobody waits for ever: one that hangs is passed after `seconds`."""
+    try:
+        lock = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        log.warning("not kept from others that escalate now", why=str(error))
+        yield
+        return
+    try:
+        try:
+            within(lambda: fcntl.flock(lock, fcntl.LOCK_EX), seconds)
+        except OSError as error:
+            log.warning("not kept from others that escalate now", why=str(error))
+        yield
+    finally:
+        os.close(lock)
 
 
 def _do(decision: Decision, unit: str, text: str, places: Places, machine: Machine) -> None:
@@ -155,14 +183,13 @@ def again(unit: str, places: Places, machine: Machine, disk: tuple[Disk, str] | 
     return True
 
 
-def healthy(kept: Budget, elapsed: int, faults: Sequence[str] = ()) -> None:
+def healthy(kept: Budget, elapsed: int, faults: Sequence[str] = (), run: Path = boots.RUN) -> None:
     """So many powered-on nanoseconds have passed without these faults: their budgets come back, in time."""
-    spent = kept.read()
-    if not spent:
-        return
-    after = {fault: one if fault in faults else credit(one, elapsed) for fault, one in spent.items()}
-    if after != spent:
-        kept.write(after)
+    with _alone(run):
+        spent = kept.read()
+        after = {fault: one if fault in faults else credit(one, elapsed) for fault, one in spent.items()}
+        if after != spent:
+            kept.write(after)
 
 
 def _over(run: Path) -> None:

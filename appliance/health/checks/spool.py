@@ -2,7 +2,9 @@
 
 A disk that hangs keeps the child, which nobody can kill then: it is left behind,
 and no other is sent after it until it has ended. The file is one block that is
-there already, so that the probe goes well on a full disk.
+there already, so that the probe goes well on a full disk. Several look at once
+where several services fail for the same disk: each has its turn, and the file is
+the group's, whoever was first.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ SECONDS = 30.0
 FULL_SHARE = 0.01
 
 PROGRAM = """
-import os, sys
+import fcntl, os, sys
 try:
     fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+    if os.fstat(fd).st_uid == os.geteuid():
+        os.fchmod(fd, 0o660)
+    fcntl.flock(fd, fcntl.LOCK_EX)
     wrote = os.urandom(4096)
     os.pwrite(fd, wrote, 0)
     os.fsync(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,23 @@ def test_an_sqlite_with_the_wal_reset_bug_is_refused(found: str, good: bool) -> 
 
 def test_ours_is_good() -> None:
     schema.check_sqlite()
+
+
+@pytest.mark.requirement("keep scanners working: who only looks keeps no writer out")
+@pytest.mark.parametrize("how", ["made", "rebuilt", "found empty"])
+def test_a_ledger_is_its_group_s_from_the_first_moment(tmp_path: Path, how: str) -> None:
+    """Receiver, forwarder and keeper are users of one group. SQLite gives `-shm` the rights that the ledger has just then."""
+    path, clock = tmp_path / "ledger.sqlite", ManualClock()
+    before = os.umask(0o077)
+    try:
+        if how == "found empty":
+            path.touch()
+        ledger = rebuild(path, clock, []) if how == "rebuilt" else Ledger.open(path, clock)
+        with ledger, Ledger.open(path, clock, read_only=True):
+            rights = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("ledger.sqlite*")}
+    finally:
+        os.umask(before)
+    assert rights == dict.fromkeys(("ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal"), 0o660)
 
 
 @pytest.mark.requirement("hazard: ledger is FULL")

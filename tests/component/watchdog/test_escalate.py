@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from appliance.health.checks import spool as spool_check
 from appliance.policy.escalation import PROBATION, Disk, Step
 from appliance.spool.layout import Spool
 from appliance.watchdog import boots, escalate
-from appliance.watchdog.budget import Budget, File
+from appliance.watchdog.budget import Budget, File, text
 from appliance.watchdog.escalate import Places
 
 
@@ -141,6 +145,61 @@ def test_the_probe_says_what_the_disk_does(places: Places) -> None:
     assert escalate.look(places.spool)[0] is Disk.GOOD
     for code, state in ((5, State.BAD), (28, State.POOR), (255, State.BAD)):
         assert spool_check.Probe(places.spool, program=f"raise SystemExit({code})").look().state is state
+
+
+def test_who_looks_first_keeps_nobody_of_the_group_out(places: Places) -> None:
+    before = os.umask(0o027)
+    try:
+        assert spool_check.Probe(places.spool).look().state is State.GOOD
+    finally:
+        os.umask(before)
+    assert (places.spool / spool_check.FILE).stat().st_mode & 0o777 == 0o660
+
+
+@pytest.mark.requirement("Watchdog chain: a good disk is not found bad")
+def test_services_that_fail_together_do_not_find_the_disk_bad_for_each_other_s_probes(places: Places) -> None:
+    """Each probe reads what it wrote only where no other writes in between."""
+    slow = spool_check.PROGRAM.replace("    os.fsync(fd)\n", "    os.fsync(fd)\n    __import__('time').sleep(0.1)\n")
+    assert slow != spool_check.PROGRAM
+    probes = [spool_check.Probe(places.spool, program=slow) for _ in range(4)]
+    with ThreadPoolExecutor(len(probes)) as pool:
+        assert [verdict.state for verdict in pool.map(lambda probe: probe.look(), probes)] == [State.GOOD] * len(probes)
+
+
+class OneByOne(File):
+    """Keeps the first who reads waiting until others came as far, or have been kept from it."""
+
+    def __init__(self, path: Path, came: threading.Barrier) -> None:
+        super().__init__(path)
+        self._came = came
+
+    def read(self) -> bytes:
+        found = super().read()
+        with suppress(threading.BrokenBarrierError):
+            self._came.wait(0.2)
+        return found
+
+
+@pytest.mark.requirement("Watchdog chain: one reboot, then degraded mode")
+def test_services_that_fail_together_all_charge_the_budget_and_all_say_why(places: Places) -> None:
+    File(places.state / "budget.json").write(text(0, {}))
+    units, came = ("receiver", "forwarder", "keeper"), threading.Barrier(3)
+    boxes = [Budget([OneByOne(places.state / "budget.json", came)]) for _ in units]
+
+    def fail(unit: str, budget: Budget) -> Step:
+        return escalate.escalate(unit, places, Machine(), budget, (Disk.GOOD, "")).step
+
+    with ThreadPoolExecutor(len(units)) as pool:
+        assert list(pool.map(fail, units, boxes)) == [Step.REBOOT] * len(units)
+    assert set(kept(places).read()) == set(units)
+
+
+def test_one_that_hangs_in_an_escalation_is_passed(places: Places) -> None:
+    with escalate._alone(places.run):
+        passed = []
+        with escalate._alone(places.run, 0.05):
+            passed.append(True)
+    assert passed
 
 
 def test_a_disk_that_hangs_keeps_the_child_and_nobody_else(places: Places) -> None:
