@@ -43,6 +43,7 @@ def test_a_crash_leaves_no_memory_behind(serving: GatewayStrategy) -> None:
 
 def test_what_the_services_share_is_their_group_s(serving: GatewayStrategy) -> None:
     """Whoever came first: the files that SQLite makes beside the ledger, and the block that the spool's probe writes."""
+    wait_until(lambda: serving.run("ls /var/spool/dcmgate/probe || true"), 120, "the spool's disk is probed", every=5)
     lines = serving.run("stat -c '%a %G %n' /var/spool/dcmgate/ledger.sqlite* /var/spool/dcmgate/probe").splitlines()
     assert len(lines) >= 4
     assert {line.split("/")[0] for line in lines} == {"660 dcmgate "}, lines

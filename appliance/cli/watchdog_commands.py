@@ -17,7 +17,7 @@ from appliance.errors import UsageError
 
 if TYPE_CHECKING:
     from appliance.config.settings import Config
-    from appliance.health.checks import Verdict
+    from appliance.health.checks import State, Verdict
 
 RUN = Path("/run/dcmgate-watch")
 HOUR = 3_600_000_000_000
@@ -55,31 +55,15 @@ def _until_told() -> threading.Event:
 
 
 def watch(site: Site, arguments: argparse.Namespace) -> int:
-    from appliance.cli.services import locate
     from appliance.clock import SystemClock
-    from appliance.health.checks import spool as spool_check
     from appliance.telemetry import log
     from appliance.telemetry.alarms import Notifier
     from appliance.telemetry.notify import expect, notify
     from appliance.watchdog import escalate as escalation
-    from appliance.watchdog.budget import within
-    from appliance.watchdog.led import Light
     from appliance.watchdog.watch import Watch
     log.set_up("info")
     over = _until_told()
-    place = locate(site.config_path)
-    spool = Path(place.spool.path)
-    probe = spool_check.Probe(spool)
-
-    def look() -> Verdict | None:
-        if not place.text:
-            return None            # nobody has set the box up yet
-        try:
-            there = within(lambda: spool_check.is_there(spool))
-        except OSError:
-            there = True           # it hangs: the probe says so
-        return probe.look() if there else spool_check.absent()
-
+    watched = _Watched(site.config_path)
     expect("watch")
     notifier = Notifier()
 
@@ -87,7 +71,7 @@ def watch(site: Site, arguments: argparse.Namespace) -> int:
         alarm = escalation.alarm(why)
         notifier.notify(_file(site).alarm, [alarm] if begins else [], [] if begins else [alarm])
 
-    one = Watch(arguments.folder, SystemClock(), look, Light(place.control.led).show, lambda: escalation.told()[1], tell)
+    one = Watch(arguments.folder, SystemClock(), watched.look, watched.show, lambda: escalation.told()[1], tell)
     one.start()
     notify(READY=1)
     over.wait()
@@ -95,6 +79,46 @@ def watch(site: Site, arguments: argparse.Namespace) -> int:
     one.stop()
     notifier.stop()
     return exits.OK
+
+
+class _Watched:
+    """The spool and light of the configuration. A box that is set up while this runs is looked after from then on, without
+    a restart: from when its spool has been made, which takes a while."""
+
+    def __init__(self, config_path: str) -> None:
+        self._config_path = config_path
+        self._read()
+        self._set_up = bool(self._place.text)
+
+    def _read(self) -> None:
+        from appliance.cli.services import locate
+        from appliance.health.checks import spool as spool_check
+        from appliance.watchdog.led import Light
+        self._place = locate(self._config_path)
+        self._light = Light(self._place.control.led)
+        self._spool = Path(self._place.spool.path)
+        self._probe = spool_check.Probe(self._spool)
+
+    def show(self, worst: State, second: int) -> None:
+        self._light.show(worst, second)
+
+    def look(self) -> Verdict | None:
+        from appliance.health.checks import spool as spool_check
+        if not self._set_up:
+            self._read()
+            self._set_up = bool(self._place.text) and self._is_there(hangs=False)
+            if not self._set_up:
+                return None
+        return self._probe.look() if self._is_there(hangs=True) else spool_check.absent()
+
+    def _is_there(self, hangs: bool) -> bool:
+        """`hangs`: what a disk that does not answer counts as; of one that is there the probe says so."""
+        from appliance.health.checks import spool as spool_check
+        from appliance.watchdog.budget import within
+        try:
+            return within(lambda: spool_check.is_there(self._spool))
+        except OSError:
+            return hangs
 
 
 def degraded(site: Site, arguments: argparse.Namespace) -> int:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.health.checks import State, verdict
+from appliance.cli import watchdog_commands
+from appliance.clock import SystemClock
+from appliance.health.checks import State, Verdict, verdict
+from appliance.spool.layout import Spool
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner
 from tests.support.waiting import wait_until
 
@@ -92,6 +95,23 @@ def test_watch_tells_that_there_is_no_spool(site: tuple[Path, int], tmp_path: Pa
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert not list((tmp_path / "none").iterdir()), "nothing is written where no spool is"
+
+
+@pytest.mark.requirement("Watchdog chain: the spool's disk is probed from the box's first day")
+def test_a_box_that_is_set_up_while_watch_runs_is_looked_after_at_once(site: tuple[Path, int], tmp_path: Path) -> None:
+    config, _ = site
+    text = config.read_text().replace("/none", "/spool")
+    config.unlink()
+    watched = watchdog_commands._Watched(str(config))
+    assert watched.look() is None
+    config.write_text(text)
+    assert watched.look() is None, "its spool is being made, which is no fault"
+    Spool.init(tmp_path / "spool", clock=SystemClock())
+    assert watched.look() == Verdict("spool", State.GOOD)
+    (tmp_path / "spool").rename(tmp_path / "gone")
+    found = watched.look()
+    assert found is not None
+    assert found.state is State.BAD
 
 
 def test_what_is_no_service_is_not_escalated(site: tuple[Path, int]) -> None:
