@@ -97,7 +97,7 @@ def test_watch_tells_that_there_is_no_spool(site: tuple[Path, int], tmp_path: Pa
     assert not list((tmp_path / "none").iterdir()), "nothing is written where no spool is"
 
 
-@pytest.mark.requirement("Watchdog chain: the spool's disk is probed from the box's first day")
+@pytest.mark.requirement("Watchdog chain: the spool's disk is probed from the first day")
 def test_a_box_that_is_set_up_while_watch_runs_is_looked_after_at_once(site: tuple[Path, int], tmp_path: Path) -> None:
     config, _ = site
     text = config.read_text().replace("/none", "/spool")

@@ -49,7 +49,7 @@ def test_ours_is_good() -> None:
     schema.check_sqlite()
 
 
-@pytest.mark.requirement("keep scanners working: who only looks keeps no writer out")
+@pytest.mark.requirement("hazard: who only looks keeps writers out")
 @pytest.mark.parametrize("how", ["made", "rebuilt", "found empty"])
 def test_a_ledger_is_its_group_s_from_the_first_moment(tmp_path: Path, how: str) -> None:
     """Receiver, forwarder and keeper are users of one group. SQLite gives `-shm` the rights that the ledger has just then."""
