@@ -35,6 +35,9 @@ KEYS = (("db", IMAGES), ("KEK", GLOBAL), ("PK", GLOBAL))
 ATTRIBUTES = (0x27).to_bytes(4, "little")
 """Non-volatile, boot and run time, time-based authenticated write (UEFI 2.10, 8.2)."""
 
+SETTLE_SECONDS = 120.0
+"""Who is quick at the console asks while a slow board still looks for its devices."""
+
 CHUNK = 4 << 20
 Progress = Callable[[str, int, int], None]
 
@@ -86,7 +89,7 @@ def install(source: Disk, offer: Offer, *, run: Run = run, progress: Progress = 
             lines.append(f'size={entry["size"]}, type={entry["type"]}, uuid={part}, name="{name}"'
                          + (f', attrs="{entry["attrs"]}"' if entry.get("attrs") else ""))
         run(["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", target], stdin="\n".join(lines) + "\n")
-    run(["udevadm", "settle", "--timeout=30"])
+    run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS:.0f}"], seconds=2 * SETTLE_SECONDS)
     written = _table(target, run)[:LAYOUT]
     for number, (entry, to) in enumerate(zip(model, written, strict=True), 1):
         if number <= 3:
@@ -94,7 +97,7 @@ def install(source: Disk, offer: Offer, *, run: Run = run, progress: Progress = 
                 _copy(Path(entry["node"]), Path(to["node"]), int(entry["size"]) * 512, partial(progress, entry["name"]))
             except OSError as e:
                 raise DiskFault(f"{to['node']}: {e.strerror}", mend="try again; if it comes again, take another disk") from e
-    run(["udevadm", "settle", "--timeout=30"])
+    run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS:.0f}"], seconds=2 * SETTLE_SECONDS)
 
 
 def _names(number: int, entry: dict[str, Any], new_uuid: Callable[[], str]) -> tuple[str, str]:
