@@ -73,7 +73,10 @@ def test_64_idle_associations_make_no_system_calls_but_one_tick(tmp_path: Path):
         found = calls(server, 10.0, tmp_path / "strace.log")
         # The tick goes through three threads: guard, receiver, front. None of an association makes a call.
         assert len({thread for thread, _ in found}) <= 3, found
-        assert sum(found.values()) <= 25, found
+        waits = sum(count for (_, name), count in found.items() if name == "futex")
+        assert sum(found.values()) - waits <= 16, found
+        # How often the three wait for each other is the scheduler's; with one wait of each association there would be more.
+        assert waits < len(scanners), found
         assert not {name for _, name in found} & {"recvmsg", "recvfrom", "poll", "sendto", "fdatasync"}, found
         assert [scanner.echo() for scanner in scanners] == [0] * 64
         for scanner in scanners:
