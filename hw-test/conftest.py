@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from collector import Collector
 from gateway import GatewayStrategy
+from labgrid.binding import BindingError, StateError
 from labgrid.exceptions import NoDriverFoundError
 from lanes import REST_MINUTES, THE_REST, shared_out
 from machine import DEVICE, IMAGES
@@ -26,6 +27,9 @@ from volatile import VolatileDisk
 
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
+LOG = Path(os.environ["DCMGATE_LOG"])
+LAST_WORDS = "cat /proc/mdstat; systemctl --failed; systemctl list-jobs; journalctl -n 4000 -o short-precise --no-pager"
+LAST_SECONDS = 180.0
 OUTCOMES: dict[str, dict[str, Any]] = {}
 FIGURES: dict[str, Any] = {}
 
@@ -255,6 +259,22 @@ def maker(version: str) -> Iterator[Maker]:
 def figures() -> dict[str, Any]:
     """Figures for build/vm.json, by name."""
     return FIGURES
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: Any, report: Any) -> None:
+    """A check has failed: what the device can still tell goes beside what its console said."""
+    target = getattr(node, "funcargs", {}).get("target")
+    if target is None or not isinstance(report, pytest.TestReport):
+        return
+    name = f"{node.name}-{report.when}".replace("/", "_")
+    try:
+        shell: RootShellProtocol = target.get_driver(RootShellProtocol, activate=False)
+        target.activate(shell)
+        said = shell.run(LAST_WORDS, LAST_SECONDS)
+    except (NoDriverFoundError, BindingError, StateError, RuntimeError, OSError) as error:
+        said = f"the device says nothing more: {error!r}"
+    (LOG / f"{name}.txt").write_text(said + "\n")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -6,8 +6,11 @@ a test expects something soon stops whoever writes to it, PID 1 among them, and 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from pathlib import Path
+from typing import BinaryIO
 
 import attr
 from labgrid.driver import QEMUDriver
@@ -21,10 +24,15 @@ PAUSE = 0.01
 """Seconds in which a little more may come: what expects something looks at a page and not at a byte."""
 
 
+def _log() -> BinaryIO:
+    return (Path(os.environ["DCMGATE_LOG"]) / "serial").open("ab", buffering=0)
+
+
 @target_factory.reg_driver
 @attr.s(eq=False)
 class ReadQEMUDriver(QEMUDriver):  # type: ignore[misc]  # labgrid has no types
-    """QEMUDriver; what the console said since it was read last is kept here and not in the socket."""
+    """QEMUDriver; what the console said since it was read last is kept here and not in the socket. All of it goes to the file
+    `serial` of the suites' log, whether a test expects something or not."""
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -42,20 +50,22 @@ class ReadQEMUDriver(QEMUDriver):  # type: ignore[misc]  # labgrid has no types
         super().on()
         line = self._clientsocket
         line.setblocking(True)
-        self._reader = threading.Thread(target=self._drain, args=(line,), name="console", daemon=True)
+        self._reader = threading.Thread(target=self._drain, args=(line, _log()), name="console", daemon=True)
         self._reader.start()
 
-    def _drain(self, line: object) -> None:
-        while True:
-            try:
-                heard = line.recv(65536)  # type: ignore[attr-defined]
-            except OSError:
-                return
-            if not heard:
-                return
-            with self._more:
-                self._said += heard
-                self._more.notify()
+    def _drain(self, line: object, log: BinaryIO) -> None:
+        with log:
+            while True:
+                try:
+                    heard = line.recv(65536)  # type: ignore[attr-defined]
+                except OSError:
+                    return
+                if not heard:
+                    return
+                log.write(heard)
+                with self._more:
+                    self._said += heard
+                    self._more.notify()
 
     def _read(self, size: int = 1, timeout: float = 10, max_size: int | None = None) -> bytes:
         with self._more:

@@ -26,6 +26,10 @@ STATED = {"accept loop": 60, "dead worker thread": 120, "PID 1 stands still": 15
 `figures` has it.) Ten seconds are between two pings, and two in three of the manager's own for the board; the rest is what
 software emulation on a shared machine takes longer than a box."""
 
+GENERATORS = "/run/systemd/system-generators"
+SLOW_RELOAD = 45
+"""Seconds of a generator, which the service manager waits for: three times what the board waits."""
+
 HANG = "/run/hang.py"
 EPOLL = "232 281"
 
@@ -170,6 +174,24 @@ def test_a_kernel_panic_resets_the_machine_and_is_told(serving: GatewayStrategy,
     assert said["reset"] == "panic", said
     assert "sysrq triggered crash" in said["text"]
     assert "panic" in serving.run("dcmgate status --once | head -20")
+
+
+def test_a_reload_that_takes_longer_than_the_board_waits_is_no_reset(serving: GatewayStrategy, root: RootShellProtocol) -> None:
+    """Changed ports have the service manager reload its units; meanwhile it pings nobody."""
+    before = boot(serving)["boot"]
+    patience = "busctl get-property org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager " \
+               "RuntimeWatchdogUSec"
+    assert root.run(patience) == "t 15000000"
+    root.run(f"mkdir -p {GENERATORS} && printf '#!/bin/sh\\nexec sleep {SLOW_RELOAD}\\n' >{GENERATORS}/slow && "
+             f"chmod 755 {GENERATORS}/slow && echo other >>/var/etc/ports")
+    try:
+        took = float(root.run("s=$(date +%s); systemctl restart dcmgate-apply.service; echo $(( $(date +%s) - s ))", 300))
+    finally:
+        root.run(f"rm {GENERATORS}/slow", 120)
+    assert took >= SLOW_RELOAD
+    wait_until(echo, 120, "a C-ECHO is answered")
+    assert boot(serving)["boot"] == before
+    assert root.run(patience) == "t 15000000"
 
 
 def test_a_spool_whose_disk_fails_costs_one_reboot_and_then_degraded_mode(serving: GatewayStrategy, root: RootShellProtocol,

@@ -89,7 +89,7 @@ def install(source: Disk, offer: Offer, *, run: Run = run, progress: Progress = 
             lines.append(f'size={entry["size"]}, type={entry["type"]}, uuid={part}, name="{name}"'
                          + (f', attrs="{entry["attrs"]}"' if entry.get("attrs") else ""))
         run(["sfdisk", "--quiet", "--wipe", "always", "--wipe-partitions", "always", target], stdin="\n".join(lines) + "\n")
-    run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS:.0f}"], seconds=2 * SETTLE_SECONDS)
+    _settle(run)
     written = _table(target, run)[:LAYOUT]
     for number, (entry, to) in enumerate(zip(model, written, strict=True), 1):
         if number <= 3:
@@ -97,6 +97,11 @@ def install(source: Disk, offer: Offer, *, run: Run = run, progress: Progress = 
                 _copy(Path(entry["node"]), Path(to["node"]), int(entry["size"]) * 512, partial(progress, entry["name"]))
             except OSError as e:
                 raise DiskFault(f"{to['node']}: {e.strerror}", mend="try again; if it comes again, take another disk") from e
+    _settle(run)
+
+
+def _settle(run: Run) -> None:
+    """Wait until the kernel has told of all that was changed. DiskFault."""
     run(["udevadm", "settle", f"--timeout={SETTLE_SECONDS:.0f}"], seconds=2 * SETTLE_SECONDS)
 
 

@@ -33,3 +33,30 @@ def test_a_boot_that_does_not_end_is_reset_and_one_that_takes_long_is_not(target
     path = target / "10-dcmgate.conf"
     assert "\nJobTimeoutAction=reboot-force\n" in path.read_text()
     assert minutes(path, "JobTimeoutSec") > minutes(longest, "TimeoutStartSec")
+
+
+@pytest.mark.requirement("Watchdog chain: a slow start is tried again")
+@pytest.mark.parametrize("unit", ["dcmgate-disks", "dcmgate-spool", "dcmgate-apply"])
+def test_what_is_done_once_on_the_way_to_serving_is_tried_again(unit: str):
+    """And what waits for it does not count it as failed before the last try."""
+    said = (UNITS / f"{unit}.service").read_text()
+    assert {"Type=oneshot", "Restart=on-failure", "RestartMode=direct"} <= set(said.splitlines())
+    tries, pause = (int(re.findall(rf"^{key}=(\d+)$", said, re.M)[0]) for key in ("StartLimitBurst", "RestartSec"))
+    assert tries >= 3
+    # A try that ends at its time limit still counts when the last one begins: there is a last one.
+    each = minutes(UNITS / f"{unit}.service", "TimeoutStartSec") if "TimeoutStartSec" in said else 1.5
+    limit = re.findall(r"^StartLimitIntervalSec=(\d+)(min|h)$", said, re.M)[0]
+    assert int(limit[0]) * {"min": 1, "h": 60}[limit[1]] > (tries - 1) * (each + pause / 60)
+
+
+@pytest.mark.requirement("Watchdog chain: a box that is not set up escalates nothing")
+def test_nothing_escalates_on_a_box_that_is_not_set_up():
+    assert "\nConditionPathExists=/etc/dcmgate/dcmgate.toml\n" in (UNITS / "dcmgate-escalate@.service").read_text()
+
+
+@pytest.mark.requirement("Watchdog chain: a box that is not set up escalates nothing")
+def test_the_device_of_the_spool_is_waited_for_from_when_its_disks_are_made():
+    line = next(line for line in (ROOT / "rootfs/etc/fstab").read_text().splitlines() if "/var/spool/dcmgate" in line)
+    assert "x-systemd.requires=dcmgate-disks.service" in line
+    device = line.split()[0].removeprefix("/").replace("-", "\\x2d").replace("/", "-")
+    assert "\nAfter=dcmgate-disks.service\n" in (UNITS / f"{device}.device.d" / "10-dcmgate.conf").read_text()
