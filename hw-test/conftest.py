@@ -28,7 +28,8 @@ from volatile import VolatileDisk
 ROOT = Path(os.environ["LG_DCMGATE_ROOT"])
 FOLDER = Path(os.environ["LG_DCMGATE_VM"])
 LOG = Path(os.environ["DCMGATE_LOG"])
-LAST_WORDS = "cat /proc/mdstat; systemctl --failed; systemctl list-jobs; journalctl -n 4000 -o short-precise --no-pager"
+LAST_WORDS = ("export SYSTEMD_COLORS=0 SYSTEMD_URLIFY=0; cat /proc/mdstat; systemctl --failed; systemctl list-jobs; "
+              "journalctl -n 4000 -o short-precise --no-pager")
 LAST_SECONDS = 180.0
 OUTCOMES: dict[str, dict[str, Any]] = {}
 FIGURES: dict[str, Any] = {}

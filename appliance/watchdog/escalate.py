@@ -26,6 +26,7 @@ from appliance.watchdog import boots
 from appliance.watchdog.budget import Budget, File, Variable, within
 
 UNITS = {"receiver": "dcmgate-receiver.service", "forwarder": "dcmgate-forwarder.service", "keeper": "dcmgate-keeper.service"}
+DISKS = "dcmgate-disks.service"
 DEGRADED = "dcmgate-degraded.service"
 NOTE = "degraded.json"
 LOCK = "escalate.lock"
@@ -168,6 +169,7 @@ def again(unit: str, places: Places, machine: Machine, disk: tuple[Disk, str] | 
     if state is Disk.ABSENT:
         # Where its device is there again it can be mounted; where not, this ends in a while and stops nothing that runs.
         mount = str(places.spool).strip("/").replace("-", "\\x2d").replace("/", "-") + ".mount"
+        machine.control("reset-failed", DISKS)      # it has spent its tries, and refuses more
         machine.control("start", mount)
         state, words = look(places.spool)
     if state not in (Disk.GOOD, Disk.FULL):

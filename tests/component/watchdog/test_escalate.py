@@ -128,6 +128,8 @@ def test_it_is_tried_again_where_there_is_a_disk_and_not_where_there_is_none(pla
     machine = Machine()
     assert not escalate.again("receiver", Places(tmp_path / "empty", places.state, places.run), machine)
     assert machine.done[-1] == ("--no-block", "restart", "dcmgate-again@receiver.timer")
+    assert machine.done[0] == ("reset-failed", "dcmgate-disks.service")
+    assert machine.done[1][0] == "start" and machine.done[1][1].endswith(".mount")
     assert not any("dcmgate-receiver.service" in words for words in machine.done)
 
 
