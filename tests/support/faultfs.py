@@ -135,7 +135,7 @@ def fault_folder(mount: Path, backing: Path) -> Iterator[FaultFolder]:
     with ExitStack() as stack:
         command = [sys.executable, "-m", "tests.support.faultfs_server", str(mount), str(backing), str(control)]
         server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT))
-        stack.callback(_ended, server)
+        stack.callback(ended, server)
         assert server.stdout is not None
         assert server.stdout.readline() == b"mounted\n"
         stack.callback(control.unlink, missing_ok=True)
@@ -145,7 +145,7 @@ def fault_folder(mount: Path, backing: Path) -> Iterator[FaultFolder]:
         yield disk
 
 
-def _ended(server: subprocess.Popen[bytes]) -> None:
+def ended(server: subprocess.Popen[bytes]) -> None:
     """It ends by itself with its last open file; whoever still has one then finds that the disk is gone."""
     try:
         server.wait(5)

@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 
 from tests.support import objects, recorder
+from tests.support.faultfs import ended
 from tests.support.gateway import Gateway
 from tests.support.objects import Instance, Key
 from tests.support.scu import IMPLICIT, VERIFICATION, Lost, Scanner, contexts_of
@@ -236,21 +237,13 @@ def failing_disk(mount: Path, mib: int = 64) -> Iterator[FailingDisk]:
             switch = stack.enter_context(mmap.mmap(stream.fileno(), mmap.PAGESIZE))
         server = stack.enter_context(subprocess.Popen([sys.executable, "-m", "tests.support.faults", str(file), str(image),
                                                        str(work / "log"), str(switch_file)], stdout=subprocess.PIPE))
-        stack.callback(_ended, server)
+        stack.callback(ended, server)      # a namespace that was made meanwhile still has it mounted
         assert server.stdout is not None
         assert server.stdout.readline() == b"mounted\n"
         stack.callback(run, "umount", "-l", file)
         disk = stack.enter_context(_mounted(file, mount))
         stack.callback(switch.__setitem__, 0, GOOD)   # before it is unmounted: that writes
         yield FailingDisk(mount, disk.device, switch)
-
-
-def _ended(server: subprocess.Popen[bytes]) -> None:
-    try:
-        server.wait(120)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        raise
 
 
 class _Server(recorder.Server):

@@ -286,8 +286,9 @@ def test_no_descriptor_left_closes_newcomers_and_recovers(patient_box: Box):
         for client in clients:
             client.settimeout(5)
             client.connect(("127.0.0.1", patient_box.port))
-        closed = [client for client in clients if _is_closed(client)]
-        assert len(closed) >= 30
+        # Each is closed or in, and none is left to wait: what the spool gives up meanwhile, newcomers get.
+        wait_until(lambda: sum(map(_is_closed, clients)) + patient_box.receiver.silent == len(clients), 10, "closed or in")
+        assert sum(map(_is_closed, clients)) >= 10
         assert patient_box.receiver._front.alive
     finally:
         for fd in fill:
@@ -300,10 +301,10 @@ def test_no_descriptor_left_closes_newcomers_and_recovers(patient_box: Box):
 
 
 def _is_closed(sock: socket.socket) -> bool:
-    sock.settimeout(0.3)
+    sock.setblocking(False)
     try:
         return sock.recv(1) == b""
-    except TimeoutError:
+    except BlockingIOError:
         return False
     except OSError:
         return True
