@@ -34,6 +34,7 @@ TRACKER = {"openssl": {"CVE-2026-1": {"description": "open", "releases": {"trixi
 def sbom(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DCMGATE_TRACKER", raising=False)
+    monkeypatch.delenv("DCMGATE_SNAPSHOT", raising=False)
     lists = tmp_path / "cache/dcmgate/packages/lib/apt/lists"
     lists.mkdir(parents=True)
     (lists / "x_Packages").write_text(STANZAS)
@@ -76,3 +77,23 @@ def test_what_debian_knows_of_these_versions_and_no_more(sbom, tmp_path, monkeyp
 def test_without_the_tracker_it_says_that_nothing_was_checked(sbom, tmp_path):
     told = made(sbom, tmp_path, "vulnerabilities")
     assert told["state"] == "not checked" and "DCMGATE_TRACKER" in told["reason"] and told["known"] == []
+
+
+SAME = "libssl3t64 3.5.1-1 amd64\nopenssl 3.5.1-1 amd64\nzlib1g 1:1.3+dfsg-1 amd64\n"
+
+
+@pytest.mark.parametrize("snapshot, said", [
+    (SAME, ""),
+    (SAME.replace("openssl 3.5.1-1", "openssl 3.5.0-1"), "do not give openssl 3.5.0-1 (now 3.5.1-1)"),
+    (SAME + "zstd 1.5 amd64\n", "do not give zstd 1.5 (now not there)"),
+    (SAME.replace("zlib1g 1:1.3+dfsg-1 amd64\n", ""), "do not give zlib1g (not in the snapshot)")])
+def test_other_versions_than_the_snapshot_s_are_an_error_that_names_them(sbom, tmp_path, monkeypatch, snapshot, said):
+    """An archive that has moved on would give another root without a word."""
+    (tmp_path / "earlier.packages").write_text(snapshot)
+    monkeypatch.setattr(sbom, "SNAPSHOT", str(tmp_path / "earlier.packages"))
+    if not said:
+        sbom.main(tmp_path, "1")
+        return
+    with pytest.raises(SystemExit) as error:
+        sbom.main(tmp_path, "1")
+    assert said in str(error.value.code) and "DCMGATE_MIRROR" in str(error.value.code)
