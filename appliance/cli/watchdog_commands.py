@@ -177,12 +177,23 @@ def escalate(site: Site, arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _other_start(site: Site) -> str:
+    """What is to be said where the box has restarted so that its TPM gives the key."""
+    from appliance.disks.found import boot_found
+    from appliance.watchdog import again
+    try:
+        return again.TOLD if again.settle(boot_found()) else ""
+    except OSError as error:
+        site.say(f"a TPM that does not give the disk's key gets no other start: {error}")
+        return ""
+
+
 def boot(site: Site, arguments: argparse.Namespace) -> int:
     from appliance.watchdog import boots
     if arguments.end:
         boots.end()
         return exits.OK
-    told = boots.begin() if arguments.begin else boots.read()
+    told = boots.begin(remark=_other_start(site)) if arguments.begin else boots.read()
     if told is None:
         raise UsageError("nothing is known of this boot", mend="only the system image keeps it")
     site.emit({"boot": told.number, "reset": told.reset, "text": told.text})

@@ -43,8 +43,8 @@ class Boot:
 
 
 def begin(state: Path = STATE, run: Path = RUN, boards: Path = BOARDS, pstores: tuple[Path, ...] = PSTORES,
-          boot_id: str = "", kept: bool | None = None) -> Boot:
-    """Find out why this boot began, mark it as running, and tell. OSError where nothing can be told."""
+          boot_id: str = "", kept: bool | None = None, remark: str = "") -> Boot:
+    """Find out why this boot began, mark it as running, and tell, with the remark. OSError where nothing can be told."""
     before = _read(state / MARKER)
     this = boot_id or Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     told = read(run)
@@ -55,6 +55,7 @@ def begin(state: Path = STATE, run: Path = RUN, boards: Path = BOARDS, pstores: 
     traces = Traces(kept=_may_keep(state) if kept is None else kept, known=bool(before), running=bool(before.get("running")),
                     escalation=str(before.get("escalation", "")), panic=next(iter(words.values()), ""), board=_board(boards))
     reset, text = cause(traces)
+    text = f"{text}; {remark}" if remark else text
     boot = Boot(int(before.get("number", 0)) + 1 if traces.kept else 0, this, str(reset), text)
     if traces.kept:
         _write(state / MARKER, {"number": boot.number, "id": this, "running": True, "escalation": "",

@@ -63,6 +63,17 @@ class Variable:
         finally:
             os.close(fd)
 
+    def exists(self) -> bool:
+        return self._path.exists()
+
+    def remove(self) -> bool:
+        """Whether it was there."""
+        if not self._path.exists():
+            return False
+        self._unprotect()
+        self._path.unlink()
+        return True
+
     def _unprotect(self) -> None:
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:

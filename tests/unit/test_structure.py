@@ -43,6 +43,7 @@ MAY_DELETE = {
 }
 MAY_DELETE_OTHER_FILES: dict[str, str] = {
     "appliance/manage/box.py": "the recovery key, once a person has written it down; a request for a reset that was taken",
+    "appliance/watchdog/budget.py": "a variable in the board's memory, of a restart that has done what it was for",
     "appliance/net/sidedoor.py": "the wish for a way in, which its gate takes back",
     "appliance/update/fetch.py": "parts of a release that is not the one any more, or is not what its list says",
     "appliance/update/lend.py": "the copies that were lent the last time",

@@ -18,8 +18,8 @@ def box(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def begin(box: Path, id: str) -> boots.Boot:
-    return boots.begin(box / "state", box / "run", box / "boards", (box / "pstore",), id, kept=True)
+def begin(box: Path, id: str, remark: str = "") -> boots.Boot:
+    return boots.begin(box / "state", box / "run", box / "boards", (box / "pstore",), id, kept=True, remark=remark)
 
 
 def test_boots_are_told_apart(box: Path) -> None:
@@ -36,6 +36,8 @@ def test_boots_are_told_apart(box: Path) -> None:
     boots.end(box / "state")
     assert begin(box, "e").reset == Reset.ORDERLY
     assert boots.read(box / "run") == begin(box, "e")
+    boots.end(box / "state")
+    assert begin(box, "f", "and once for the TPM").text.endswith("; and once for the TPM")
 
 
 def test_the_board_is_believed(box: Path) -> None:
